@@ -1,0 +1,44 @@
+"""The snapshots that policies decide on. Counts are tokens; the scheduler keeps them (assigned minus completed)."""
+
+import msgspec
+
+from dualpath.core.ids import EngineId, NodeId, RequestId
+
+
+class EngineLoad(msgspec.Struct, frozen=True):
+    """One engine e: seq_e, tok_e, its node's read_q, and for decode engines the KV memory that is not promised yet."""
+
+    engine: EngineId
+    requests: int  # seq_e
+    tokens: int  # tok_e
+    read_queue_tokens: int  # read_q of the engine's node
+    free_kv_tokens: int = 0
+
+
+class NodeLoad(msgspec.Struct, frozen=True):
+    """One node's storage read queue and the rate at which it was measured to read."""
+
+    node: NodeId
+    read_queue_tokens: int
+    read_tokens_per_s: float
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """alpha: tokens that storage can read in 3 s; beta: tokens one engine can process in 5 s."""
+
+    alpha_tokens: int
+    beta_tokens: int
+
+
+class Pending(msgspec.Struct, frozen=True):
+    """A request that waits for a decode engine; `tokens` counts the prompt and all tokens to come."""
+
+    request: RequestId
+    tokens: int
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """A decode engine for a waiting request."""
+
+    request: RequestId
+    engine: EngineId

@@ -1,0 +1,1 @@
+"""Full blocks on external storage under content keys: the truth about what is cached."""
