@@ -1,0 +1,1 @@
+"""The live driver of protocol/: sockets, clock, prefix index."""
