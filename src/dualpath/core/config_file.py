@@ -1,0 +1,116 @@
+"""Reading, writing and checking of a Config: strict, with messages that name the key and the mend."""
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from dualpath.core.config import Config, parse_topology
+from dualpath.core.errors import ConfigError
+
+LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
+RUN_DIR_BYTES = 70  # a unix socket's path may have 107; the longest name in run_dir needs the rest
+
+
+def load_config(file: Path | None = None, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
+    """Defaults, then the file (TOML, or JSON by its name), then overrides by section; checked."""
+    values = _read(file) if file else {}
+    config = _convert(values, origin=str(file))
+    if overrides:
+        values = {name: {**values.get(name, {}), **overrides.get(name, {})} for name in {*values, *overrides}}
+        config = _convert(values, origin="flags")
+    check_config(config)
+    return config
+
+
+def save_config(config: Config, file: Path) -> None:
+    """Write a config as the JSON that load_config reads; only the owner may read it, as it may hold a key."""
+    file.touch(mode=0o600)
+    file.write_bytes(msgspec.json.encode(config))
+
+
+def check_config(config: Config) -> None:
+    """What no single value's type can say; ConfigError with the mend."""
+    parse_topology(config.cluster.topology)
+    _check_storage(config)
+    network = config.network
+    if network.host not in LOOPBACK_HOSTS and not network.api_key:
+        raise ConfigError(
+            f"network.host {network.host} is reachable from outside: set network.api_key, or use 127.0.0.1"
+        )
+    if network.scheduler and not _is_local_endpoint(network.scheduler):
+        raise ConfigError(
+            f"network.scheduler {network.scheduler!r} is not local; write ipc:///path or tcp://127.0.0.1:PORT"
+        )
+    if len(network.run_dir.encode()) > RUN_DIR_BYTES:
+        raise ConfigError(
+            f"network.run_dir {network.run_dir} is too long for unix sockets; choose a shorter path"
+        )
+    if config.limits.lease_s < 2 * config.limits.heartbeat_s:
+        raise ConfigError(
+            "limits.lease_s must be at least twice limits.heartbeat_s, or live roles would count as lost"
+        )
+
+
+def _check_storage(config: Config) -> None:
+    for name in ("snic_bytes_per_s", "cnic_bytes_per_s", "arena_bytes"):
+        try:
+            getattr(config, name)
+        except ConfigError as error:
+            raise ConfigError(f"storage.{name.split('_')[0]}: {error}") from None
+    if config.arena_bytes <= 0:
+        raise ConfigError("storage.arena must be positive; write for example 1GiB")
+    if not config.storage.path:
+        raise ConfigError("storage.path is empty; name the folder that holds the KV blocks")
+
+
+def _is_local_endpoint(endpoint: str) -> bool:
+    tcp = re.fullmatch(r"tcp://\[?([^\]]+)\]?:([0-9]+)", endpoint)
+    return endpoint.startswith("ipc://") or bool(tcp and tcp[1] in LOOPBACK_HOSTS)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        return json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"cannot read config file {file}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(
+            f"config file {file} is not valid {file.suffix[1:].upper() or 'TOML'}: {error}"
+        ) from None
+
+
+def _convert(values: Mapping[str, Any], *, origin: str) -> Config:
+    sections = {field.name: field.type for field in msgspec.structs.fields(Config)}
+    _check_names(values, list(sections), where="", origin=origin)
+    for section, content in values.items():
+        if not isinstance(content, Mapping):
+            raise ConfigError(f"{origin}: {section} is a section; write [{section}] and its values below it")
+        _check_names(content, list(sections[section].__struct_fields__), where=f"{section}.", origin=origin)
+    try:
+        return msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).replace("`", "").partition(" - at $.")
+        raise ConfigError(f"{origin}: {where}: {what[:1].lower()}{what[1:]}{_choices(where)}") from None
+
+
+def _choices(where: str) -> str:
+    """The values that a choice such as storage.transport has, for a message; empty where there is no choice."""
+    section, _, name = where.partition(".")
+    hints = get_type_hints(type(getattr(Config(), section)))
+    choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else ()
+    return f"; write {' or '.join(choices)}" if choices else ""
+
+
+def _check_names(names: Mapping[str, Any], known: list[str], *, where: str, origin: str) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            mend = f"did you mean {where}{near[0]}?" if near else f"there are {', '.join(known)}"
+            raise ConfigError(f"{origin}: unknown key {where}{name}; {mend}")
