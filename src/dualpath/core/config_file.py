@@ -101,7 +101,7 @@ def _convert(values: Mapping[str, Any], *, origin: str) -> Config:
 
 
 def _choices(where: str) -> str:
-    """The values that a choice such as storage.transport has, for a message; empty where there is no choice."""
+    """The values that a choice such as storage.transport has, for a message; else empty."""
     section, _, name = where.partition(".")
     hints = get_type_hints(type(getattr(Config(), section)))
     choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else ()

