@@ -7,22 +7,31 @@ from dualpath.core.keys import BlockKey
 
 
 class Store(Protocol):
-    """Blocks of one layout. Only errors of core.errors leave a store: BlockMissing, BlockCorrupt, StoreUnavailable."""
+    """Blocks of one layout. Only errors of core.errors leave it: BlockMissing, BlockCorrupt, StoreUnavailable.
+
+    A key or buffer of the wrong length is the caller's bug: ValueError.
+    """
 
     async def open(self) -> None:
-        """Check that the store is usable (folder exists, is writable, same layout); StoreUnavailable or ConfigError if not."""
+        """Check that the store is usable (folder exists, is writable); StoreUnavailable or ConfigError if not."""
 
     async def read(self, key: BlockKey, into: memoryview) -> None:
-        """Fill `into` (exactly block_bytes) with the block; on any error its content is undefined and must not be used."""
+        """Fill `into` (exactly block_bytes) with the block; on any error its content must not be used.
+
+        Returns, also with an error or when cancelled, only once nobody writes to `into` any more.
+        """
 
     async def write(self, key: BlockKey, block: memoryview) -> None:
-        """Store the block atomically and durably; writing a key again is a no-op that succeeds."""
+        """Store the block atomically and durably; writing a key again is a no-op that succeeds.
+
+        Returns, also with an error or when cancelled, only once nobody reads `block` any more.
+        """
 
     async def contains(self, key: BlockKey) -> bool:
         """Whether a block lies under this key; says nothing of its checksum."""
 
     async def longest_prefix(self, keys: Sequence[BlockKey]) -> int:
-        """How many of these chained keys are stored from the first on; may assume that stored prefixes are closed."""
+        """How many of these chained keys are stored from the first on; may assume closed prefixes."""
 
     async def delete(self, key: BlockKey) -> None:
         """Forget a block (a corrupt one, say); absent keys are no error."""
