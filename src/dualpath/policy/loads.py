@@ -1,4 +1,4 @@
-"""The snapshots that policies decide on. Counts are tokens; the scheduler keeps them (assigned minus completed)."""
+"""The snapshots that policies decide on. The scheduler counts: assigned minus completed, in tokens."""
 
 import msgspec
 
@@ -6,7 +6,7 @@ from dualpath.core.ids import EngineId, NodeId, RequestId
 
 
 class EngineLoad(msgspec.Struct, frozen=True):
-    """One engine e: seq_e, tok_e, its node's read_q, and for decode engines the KV memory that is not promised yet."""
+    """One engine e: seq_e, tok_e, its node's read_q, and (decode only) the KV memory not yet promised."""
 
     engine: EngineId
     requests: int  # seq_e

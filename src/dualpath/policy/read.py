@@ -1,0 +1,89 @@
+"""Who reads a request's hit from storage: the prefill node, the decode node or both (paper section 5)."""
+
+import math
+from collections.abc import Callable
+
+from dualpath.core.ids import NodeId
+from dualpath.core.plan import BlockRange, ReadPlan, ReadSegment
+from dualpath.policy.loads import NodeLoad
+
+ReadPolicy = Callable[[BlockRange, NodeLoad, NodeLoad, int, int], ReadPlan]
+"""(hit, prefill node, decode node, tokens a block, non-empty plans made so far) -> plan of the hit."""
+
+
+def prefill_only(
+    hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, block_tokens: int, turn: int
+) -> ReadPlan:
+    """The classic path, and the baseline: the prefill node reads all."""
+    return _plan(hit, len(hit), prefill.node, decode.node)
+
+
+def round_robin(
+    hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, block_tokens: int, turn: int
+) -> ReadPlan:
+    """Whole hits, by the prefill node on even turns and by the decode node on odd ones."""
+    return _plan(hit, 0 if turn % 2 else len(hit), prefill.node, decode.node)
+
+
+def shorter_queue(
+    hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, block_tokens: int, turn: int
+) -> ReadPlan:
+    """The paper's: the whole hit by the node with fewer tokens in its read queue.
+
+    A tie goes to the prefill node. Either way the hit crosses the compute network once, but what the prefill
+    node read it can use at once, while the copy to the decode node has until the end of the prefill.
+    """
+    decode_reads = decode.read_queue_tokens < prefill.read_queue_tokens
+    return _plan(hit, 0 if decode_reads else len(hit), prefill.node, decode.node)
+
+
+def split(hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, block_tokens: int, turn: int) -> ReadPlan:
+    """Both nodes read, in the shares that end soonest (the paper's future work).
+
+    Minimises the larger of (queue + share) / rate over the nodes that get blocks. Equal plans: the one with
+    fewer segments, then the one with more blocks for the prefill node. Rates count as equal while either is
+    unknown (not a positive number).
+    """
+    rates = (prefill.read_tokens_per_s, decode.read_tokens_per_s)
+    prefill_rate, decode_rate = rates if all(0 < rate < math.inf for rate in rates) else (1.0, 1.0)
+    blocks = len(hit)
+
+    def finish_s(prefill_blocks: int) -> float:
+        return max(
+            _finish_s(prefill.read_queue_tokens, prefill_blocks * block_tokens, prefill_rate),
+            _finish_s(decode.read_queue_tokens, (blocks - prefill_blocks) * block_tokens, decode_rate),
+        )
+
+    # Prefill share x where both finish together: (queue_p + x) / rate_p = (queue_d + hit - x) / rate_d
+    decode_all_tokens = decode.read_queue_tokens + blocks * block_tokens
+    ahead = prefill_rate * decode_all_tokens - decode_rate * prefill.read_queue_tokens
+    level = math.floor(ahead / ((prefill_rate + decode_rate) * block_tokens))
+    # A node without a share does not count: both ends compete with the whole numbers around the level.
+    candidates = {0, blocks} | {min(max(k, 0), blocks) for k in (level, level + 1)}
+    best = min(candidates, key=lambda k: (finish_s(k), 0 < k < blocks, -k))
+    return _plan(hit, best, prefill.node, decode.node)
+
+
+READ_POLICIES: dict[str, ReadPolicy] = {
+    "prefill-only": prefill_only,
+    "round-robin": round_robin,
+    "shorter-queue": shorter_queue,
+    "split": split,
+}
+
+
+def _finish_s(queue_tokens: int, share_tokens: int, tokens_per_s: float) -> float:
+    """When a node has read its share, behind all that it has queued; 0 for no share."""
+    return (queue_tokens + share_tokens) / tokens_per_s if share_tokens else 0.0
+
+
+def _plan(hit: BlockRange, prefill_blocks: int, prefill: NodeId, decode: NodeId) -> ReadPlan:
+    """The first `prefill_blocks` of the hit by the prefill node, the rest by the decode node.
+
+    The prefill node takes the front: should a later block be missing, it holds the prefix to recompute from;
+    the front is also what concurrent requests share, and the back what decode nodes wrote last and may still
+    hold.
+    """
+    cut = hit.stop if prefill == decode else hit.start + prefill_blocks
+    parts = ((BlockRange(hit.start, cut), prefill), (BlockRange(cut, hit.stop), decode))
+    return ReadPlan(tuple(ReadSegment(blocks, reader) for blocks, reader in parts if len(blocks)))
