@@ -51,7 +51,7 @@ class Model(Section, frozen=True):
 class Storage(Section, frozen=True):
     """External storage, the nodes' NICs and DRAM buffers."""
 
-    path: Annotated[str, _value("Folder of the store of KV blocks.", flag="store")] = (
+    path: Annotated[str, _value("Store of KV blocks: a folder or file URL.", flag="store")] = (
         "~/.cache/dualpath/store"
     )
     snic: Annotated[str, _value("Rate of every node's storage NIC, such as 20MB/s, or none.")] = "none"
@@ -172,11 +172,6 @@ class Config(msgspec.Struct, frozen=True):
     def arena_bytes(self) -> int:
         """Size of a node's DRAM buffer."""
         return parse_bytes(self.storage.arena)
-
-    @property
-    def store_path(self) -> Path:
-        """The store's folder with ~ resolved."""
-        return Path(self.storage.path).expanduser()
 
     @property
     def run_path(self) -> Path:

@@ -1,0 +1,1 @@
+"""Start a cluster: local processes under one supervisor."""

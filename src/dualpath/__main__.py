@@ -1,0 +1,5 @@
+"""`python -m dualpath`: the command line."""
+
+from dualpath.cli.main import main
+
+main()
