@@ -7,13 +7,13 @@ from dualpath.core.keys import BlockKey
 
 
 class Store(Protocol):
-    """Blocks of one layout. Only errors of core.errors leave it: BlockMissing, BlockCorrupt, StoreUnavailable.
+    """Blocks of one layout. Errors: BlockMissing, BlockCorrupt, StoreUnavailable; open() also ConfigError.
 
     A key or buffer of the wrong length is the caller's bug: ValueError.
     """
 
     async def open(self) -> None:
-        """Check that the store is usable (folder exists, is writable); StoreUnavailable or ConfigError if not."""
+        """Check that the store is usable (exists, is writable); StoreUnavailable or ConfigError if not."""
 
     async def read(self, key: BlockKey, into: memoryview) -> None:
         """Fill `into` (exactly block_bytes) with the block; on any error its content must not be used.

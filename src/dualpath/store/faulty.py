@@ -14,8 +14,8 @@ _GARBAGE = b"\xa5"
 class FaultyStore(StoreWrapper):
     """Rates are the shares of reads (or writes) that fail in that way; one draw from `rng` decides each.
 
-    A failed read leaves garbage in the buffer, so that a caller who uses it is found out. Every read and write
-    starts after `delay_s`.
+    A failed read leaves garbage in the buffer, so that a caller who uses it is found out. Every read and
+    write starts after `delay_s`.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """The stored form of a block: a 64-byte header, then the payload; docs/design/block-format.md has the table.
 
-Both checksums are CRC-32: they find accidental damage (torn writes, flipped bits, swapped files) at several GB/s
-and without the GIL. They are no defence against somebody who may write to the store.
+Both checksums are CRC-32: they find accidental damage (torn writes, flipped bits, swapped files) at several
+GB/s and without the GIL. They are no defence against somebody who may write to the store.
 """
 
 import struct

@@ -1,10 +1,10 @@
-"""A root folder and the namespaces in it, one a layout. All functions block: PosixStore calls them in threads.
+"""A root folder and the namespaces in it, one a layout. Functions block: PosixStore calls them in threads.
 
-root/store.json                     format version of the root
-root/<layout fingerprint>/          namespace
-    layout.json                     the layout, for people
-    incoming/                       objects that are being written
-    00/ .. ff/                      objects, by the first byte of their key
+root/store.json               format version of the root
+root/<layout fingerprint>/    namespace
+    layout.json               the layout, for people
+    incoming/                 objects that are being written
+    00/ .. ff/                objects, by the first byte of their key
 """
 
 import errno
@@ -39,7 +39,7 @@ def folder_of(root: Path, layout: BlockLayout) -> Path:
 def prepare(root: Path, layout: BlockLayout) -> None:
     """Make and check root and namespace, sweep old leftovers.
 
-    ConfigError: a file in the way, not writable, or written by a newer version. StoreUnavailable: other errors.
+    ConfigError: a file in the way, not writable, or of a newer version. StoreUnavailable: any other error.
     """
     namespace = folder_of(root, layout)
     try:

@@ -21,9 +21,9 @@ T = TypeVar("T")
 class PosixStore:
     """One layout's blocks under `root`, which several processes, also of several hosts, may use at once.
 
-    A written block is seen by all of them and survives any process's death. With `sync` it also survives power
-    loss (fsync of file and folder, slow); without, blocks of the last seconds may then be absent or torn, which
-    reads find. `workers` threads do the I/O. A store belongs to one event loop.
+    A written block is seen by all of them and survives any process's death. With `sync` it also survives
+    power loss (fsync of file and folder, slow); without, blocks of the last seconds may then be absent or
+    torn, which reads find. `workers` threads do the I/O. A store belongs to one event loop.
     """
 
     def __init__(self, root: Path, layout: BlockLayout, *, workers: int = 8, sync: bool = False) -> None:
@@ -81,7 +81,7 @@ class PosixStore:
     async def _run(self, work: Callable[[], T]) -> T:
         """Do blocking work in a thread of our own.
 
-        A cancelled caller waits for the thread: else an arena slot could be given away while it is being filled.
+        A cancelled caller waits for the thread: else an arena slot could be given away while it is filled.
         """
         async with self._free_workers:
             if self._closed:

@@ -14,8 +14,9 @@ from dualpath.store.wrapper import StoreWrapper
 class ThrottledStore(StoreWrapper):
     """Reads and writes take as long as their payload needs on the link; None = no limit.
 
-    Full duplex, no burst credit. The real operation runs within the reserved time, so keep at least two outstanding
-    to fill the link. An operation that fails says so at once and its reservation stays. Look-ups are free.
+    Full duplex, no burst credit. The real operation runs within the reserved time, so keep at least two
+    outstanding to fill the link. An operation that fails says so at once and its reservation stays.
+    Look-ups are free.
     """
 
     def __init__(
