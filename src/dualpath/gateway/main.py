@@ -1,0 +1,82 @@
+"""Running the gateway as a server."""
+
+import asyncio
+import errno
+import ipaddress
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from dualpath.core.errors import ConfigError
+from dualpath.core.model import ModelSpec
+from dualpath.gateway.app import build_app
+from dualpath.gateway.serve import Limits
+from dualpath.gateway.tokenizer import Tokenizer
+from dualpath.scheduler.client import SchedulerClient
+
+BACKLOG = 1024
+SHUTDOWN_S = 5  # for requests under way when the server is told to stop
+
+
+async def run_gateway(
+    client: SchedulerClient, spec: ModelSpec, host: str = "127.0.0.1", port: int = 8000, *,
+    api_key: str | None = None, limits: Limits | None = None,
+    on_listening: Callable[[int], None] | None = None,
+) -> None:  # fmt: skip
+    """Serve until SIGINT, SIGTERM or cancellation. Port 0 takes a free one; `on_listening` is told which.
+
+    ConfigError: busy port, unknown host, no tokenizer, or another host than loopback without an API key.
+    """
+    if api_key == "":
+        raise ConfigError("the API key is empty; give one of some length or none at all")
+    if api_key is None and not is_loopback(host):
+        raise ConfigError(
+            f"host {host} is reachable from other machines; give an API key, or use host 127.0.0.1"
+        )
+    app = build_app(client, Tokenizer.load(Path(spec.path)), api_key=api_key, limits=limits)
+    with listen(host, port) as listener:
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, lifespan="off", ws="none", server_header=False,
+            timeout_graceful_shutdown=SHUTDOWN_S,
+        )  # fmt: skip
+        if on_listening:
+            on_listening(listener.getsockname()[1])
+        await _serve(uvicorn.Server(config), listener)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server on `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; ConfigError with the mend when that cannot be."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OverflowError:
+        raise ConfigError(f"port {port} does not exist; ports go from 0 to 65535") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"port {port} on {host} is in use; choose another port or stop what uses it"
+            ) from None
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another host or port"
+        ) from None
+
+
+async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
+    """Run the server; when cancelled let it end its requests first, within its own bound."""
+    task = asyncio.ensure_future(server.serve(sockets=[listener]))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        server.should_exit = True
+        await task
+        raise
