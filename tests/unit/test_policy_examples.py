@@ -88,11 +88,15 @@ def test_request_that_fits_the_sum_but_no_engine_stops_the_queue() -> None:
 
 
 def test_engine_exactly_at_z_counts_as_even() -> None:
-    group = [decode_load(0, 19, 100, requests=0), decode_load(1, 19, 100, requests=1)]
-    queue = [Pending(RequestId("r"), 2)]  # Z = 1.05 * 40 / 2 = 21 = 19 + 2
-    assert choose_decode(group, queue)[0].engine == "d0/0"
-    uneven = [decode_load(0, 21, 100, requests=0), decode_load(1, 17, 100, requests=5)]
-    assert choose_decode(uneven, queue)[0].engine == "d0/1"  # 21 + 2 > 21, so requests do not matter
+    queue = [Pending(RequestId("r"), 1)]  # Z = 1.05 * 40 / 2 = 21
+    group = [decode_load(0, 20, 100, requests=0), decode_load(1, 19, 100, requests=5)]
+    assert choose_decode(group, queue)[0].engine == "d0/0"  # 20 + 1 <= Z: the fewest requests decide
+
+
+def test_engine_above_z_comes_last() -> None:
+    queue = [Pending(RequestId("r"), 1)]  # Z = 1.05 * 40 / 2 = 21
+    group = [decode_load(0, 21, 100, requests=0), decode_load(1, 18, 100, requests=5)]
+    assert choose_decode(group, queue)[0].engine == "d0/1"
 
 
 def test_split_follows_the_rates() -> None:

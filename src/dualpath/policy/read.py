@@ -48,18 +48,18 @@ def split(hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, block_tokens: in
     prefill_rate, decode_rate = rates if all(0 < rate < math.inf for rate in rates) else (1.0, 1.0)
     blocks = len(hit)
 
-    def finish_s(prefill_blocks: int) -> float:
-        return max(
-            _finish_s(prefill.read_queue_tokens, prefill_blocks * block_tokens, prefill_rate),
-            _finish_s(decode.read_queue_tokens, (blocks - prefill_blocks) * block_tokens, decode_rate),
-        )
-
     # Prefill share x where both finish together: (queue_p + x) / rate_p = (queue_d + hit - x) / rate_d
     decode_all_tokens = decode.read_queue_tokens + blocks * block_tokens
     ahead = prefill_rate * decode_all_tokens - decode_rate * prefill.read_queue_tokens
     level = math.floor(ahead / ((prefill_rate + decode_rate) * block_tokens))
-    # A node without a share does not count: both ends compete with the whole numbers around the level.
-    candidates = {0, blocks} | {min(max(k, 0), blocks) for k in (level, level + 1)}
+
+    def finish_s(prefill_blocks: int) -> float:
+        prefill_tokens = prefill.read_queue_tokens + prefill_blocks * block_tokens
+        decode_tokens = decode_all_tokens - prefill_blocks * block_tokens
+        return max(prefill_tokens / prefill_rate, decode_tokens / decode_rate)
+
+    # Level beyond an end of the hit: one queue alone outlasts the other node reading all, so that one does.
+    candidates = {min(max(k, 0), blocks) for k in (level, level + 1)}
     best = min(candidates, key=lambda k: (finish_s(k), 0 < k < blocks, -k))
     return _plan(hit, best, prefill.node, decode.node)
 
@@ -70,11 +70,6 @@ READ_POLICIES: dict[str, ReadPolicy] = {
     "shorter-queue": shorter_queue,
     "split": split,
 }
-
-
-def _finish_s(queue_tokens: int, share_tokens: int, tokens_per_s: float) -> float:
-    """When a node has read its share, behind all that it has queued; 0 for no share."""
-    return (queue_tokens + share_tokens) / tokens_per_s if share_tokens else 0.0
 
 
 def _plan(hit: BlockRange, prefill_blocks: int, prefill: NodeId, decode: NodeId) -> ReadPlan:
