@@ -31,6 +31,7 @@ def load_config(file: Path | None = None, overrides: Mapping[str, Mapping[str, A
 def save_config(config: Config, file: Path) -> None:
     """Write a config as the JSON that load_config reads; only the owner may read it, as it may hold a key."""
     file.touch(mode=0o600)
+    file.chmod(0o600)  # it may have been there before
     file.write_bytes(msgspec.json.encode(config))
 
 

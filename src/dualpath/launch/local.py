@@ -1,9 +1,7 @@
 """A whole cluster as processes of this machine."""
 
 import logging
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,10 +14,10 @@ import msgspec
 from dualpath.core.config import Config
 from dualpath.core.config_file import check_config, save_config
 from dualpath.core.errors import ServiceError
-from dualpath.launch.lifeline import RUN_PREFIX
 from dualpath.launch.port import free_port
 from dualpath.launch.process import Role
 from dualpath.launch.roles import cluster_roles
+from dualpath.launch.rundir import RunDir
 from dualpath.launch.supervisor import Supervisor
 
 READY_POLL_S = 0.1
@@ -31,9 +29,9 @@ Progress = Callable[[Sequence[str]], None]
 
 
 class LocalCluster:
-    """`with LocalCluster(config) as cluster: ... cluster.url`: ready inside, nothing left of it after.
+    """`with LocalCluster(config) as cluster: cluster.url`: ready inside, nothing left after.
 
-    Raises ConfigError when the config cannot be served (port in use, bad model), ServiceError when the cluster
+    Raises ConfigError when the config cannot be served (port in use, bad model), ServiceError when it
     is not ready in time. Roles that die are restarted. `make_roles` is for tests.
     """
 
@@ -47,7 +45,7 @@ class LocalCluster:
         self.config = config
         self._say = say
         self._make_roles = make_roles
-        self._own_run_dir = not config.network.run_dir
+        self._run_dir: RunDir | None = None
         self._supervisor: Supervisor | None = None
 
     def __enter__(self) -> Self:
@@ -74,16 +72,16 @@ class LocalCluster:
     def start(self) -> None:
         """Start all roles; `config` then holds port and run folder. Call stop() also if this fails."""
         port = free_port(self.config.network.host, self.config.network.port)
-        run_dir = self._make_run_dir()
-        network = msgspec.structs.replace(self.config.network, port=port, run_dir=str(run_dir))
+        self._run_dir = run_dir = RunDir(self.config.network.run_dir)
+        network = msgspec.structs.replace(self.config.network, port=port, run_dir=str(run_dir.path))
         self.config = msgspec.structs.replace(self.config, network=network)
         check_config(self.config)
-        config_file = run_dir / "config.json"
+        config_file = run_dir.path / "config.json"
         save_config(self.config, config_file)
         self._supervisor = Supervisor(
             self._make_roles(self.config, config_file),
-            run_dir,
-            lifeline_dir=str(run_dir) if self._own_run_dir else "",
+            run_dir.path,
+            lifeline_dir=str(run_dir.path) if run_dir.private else "",
             say=self._say,
         )
         self._supervisor.start()
@@ -118,28 +116,19 @@ class LocalCluster:
         self._running.kill(role, sig)
 
     def stop(self) -> None:
-        """End all processes and remove what they left: sockets always, the run folder if it was made here."""
+        """End all processes and remove what they left; only logs in a run folder of the operator's stay."""
         if self._supervisor:
             self._supervisor.stop()
             self._supervisor = None
-        run_dir = self.config.network.run_dir
-        if self._own_run_dir and run_dir:
-            shutil.rmtree(run_dir, ignore_errors=True)
-        elif run_dir:
-            for path in Path(run_dir).glob("*.sock"):
-                path.unlink(missing_ok=True)
+        if self._run_dir:
+            self._run_dir.close()
+            self._run_dir = None
 
     @property
     def _running(self) -> Supervisor:
         if self._supervisor is None:
             raise ServiceError("the cluster is not running; use it inside its with block")
         return self._supervisor
-
-    def _make_run_dir(self) -> Path:
-        if self._own_run_dir:
-            return Path(tempfile.mkdtemp(prefix=RUN_PREFIX))
-        self.config.run_path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return self.config.run_path
 
 
 def _missing(http: httpx.Client) -> list[str]:
