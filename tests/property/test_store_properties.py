@@ -19,6 +19,7 @@ from dualpath.testing.store import LAYOUT, list_keys, make_block, make_keys, rea
 
 KEYS = make_keys(6)
 some_key = st.sampled_from(KEYS)
+ROOT = tempfile.TemporaryDirectory()  # one for all examples: making and removing its many folders is slow
 TINY = BlockLayout(model="m", n_layers=2, block_tokens=4, token_bytes=8, dtype="float32")
 
 
@@ -28,9 +29,10 @@ class StoreMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.folder = tempfile.TemporaryDirectory()
         self.model: dict[bytes, bytes] = {}
         self.start()
+        for key in KEYS:
+            self.runner.run(self.store.delete(key))
 
     def make_store(self) -> Store:
         return MemoryStore(LAYOUT)
@@ -42,7 +44,6 @@ class StoreMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.runner.run(self.store.close())
         self.runner.close()
-        self.folder.cleanup()
 
     @rule(keys=st.lists(some_key, min_size=1, max_size=4))
     def write_together(self, keys: list[bytes]) -> None:
@@ -84,7 +85,7 @@ class PosixMachine(StoreMachine):
     """The same, with restarts."""
 
     def make_store(self) -> Store:
-        return PosixStore(Path(self.folder.name), LAYOUT, workers=2)
+        return PosixStore(Path(ROOT.name), LAYOUT, workers=2)
 
     @rule()
     def restart(self) -> None:
