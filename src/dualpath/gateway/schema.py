@@ -13,27 +13,17 @@ from msgspec import Meta
 
 from dualpath.core.errors import RequestError
 
-INERT = frozenset(
-    {
-        "user",
-        "metadata",
-        "store",
-        "service_tier",
-        "safety_identifier",
-        "parallel_tool_calls",
-        "request_id",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "prompt_cache_options",
-        "priority",
-    }  # fmt: skip
-)
+INERT = frozenset({
+    "user", "metadata", "store", "service_tier", "safety_identifier", "parallel_tool_calls", "request_id",
+    "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "priority",
+})  # fmt: skip
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "n": (1,), "best_of": (1,), "echo": (False,), "suffix": ("",), "logit_bias": ({},),
     "presence_penalty": (0,), "frequency_penalty": (0,), "repetition_penalty": (1,),
     "min_p": (0,), "min_tokens": (0,), "stop_token_ids": ([],), "use_beam_search": (False,),
     "length_penalty": (1,), "skip_special_tokens": (True,), "spaces_between_special_tokens": (True,),
-    "include_stop_str_in_output": (False,), "prompt_logprobs": (), "truncate_prompt_tokens": (), "return_tokens_as_token_ids": (False,),
+    "include_stop_str_in_output": (False,), "prompt_logprobs": (), "truncate_prompt_tokens": (),
+    "return_tokens_as_token_ids": (False,),
     "tools": ([],), "tool_choice": ("none", "auto"), "functions": ([],), "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},), "modalities": (["text"],), "audio": (), "prediction": (),
     "reasoning_effort": (), "verbosity": (), "moderation": (), "web_search_options": (), "top_logprobs": (0,),
