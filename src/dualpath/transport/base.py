@@ -1,8 +1,9 @@
 """The contract that every transport fulfils; `dualpath.testing.transport` is its executable form.
 
-Every node runs one endpoint. It registers memories (the arena, an engine's KV window) as regions under a name and
-serves peers' fetches from them and pushes into them. Ranges that name a grant are served only while the owner says
-that the grant holds them: a late transfer can never touch a slot that was given to somebody else.
+Every node runs one endpoint. It registers memories (the arena, an engine's KV window) as regions under a
+name and serves peers' fetches from them and pushes into them. Ranges that name a grant are served only
+while the owner says that the grant holds them: a late transfer can never touch a slot that was given to
+somebody else.
 """
 
 import enum
@@ -47,7 +48,9 @@ Authorize = Callable[[int, Sequence[Range]], bool]
 
 
 class Transport(Protocol):
-    """One node's end of the compute network. Source and destination ranges pair up one to one, with equal lengths."""
+    """One node's end of the compute network. Source and destination ranges pair up one to one, with equal
+    lengths.
+    """
 
     @property
     def address(self) -> str:
@@ -57,13 +60,24 @@ class Transport(Protocol):
         """Listen."""
 
     def register(self, name: str, memory: memoryview, *, fd: int = -1, authorize: Authorize) -> None:
-        """Make `memory` a region. `fd` is the memfd behind it, which transports that map peers' memory need."""
+        """Make `memory` a region. `fd` is the memfd behind it, which transports that map peers' memory
+        need.
+        """
 
     def unregister(self, name: str) -> None:
         """Forget a region; later transfers that name it fail with TransferError."""
 
+    async def drained(self, name: str, grant: int) -> None:
+        """Return when no peer's transfer that was authorized under `grant` touches the region any more.
+
+        The owner first refuses the grant (authorize), then waits here, then gives the slots away. Every
+        transfer has a deadline, so this ends.
+        """
+
     async def fetch(self, source: RemoteRanges, into: LocalRanges, *, lane: Lane) -> None:
-        """Copy the peer's ranges into ours. Returns when the bytes are here; TransferError (GrantExpired) otherwise."""
+        """Copy the peer's ranges into ours. Returns when the bytes are here; TransferError (GrantExpired)
+        otherwise.
+        """
 
     async def push(self, source: LocalRanges, into: RemoteRanges, *, lane: Lane) -> None:
         """Copy our ranges into the peer's. Returns when the peer has acknowledged that the bytes are there."""

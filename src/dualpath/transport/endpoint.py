@@ -1,0 +1,290 @@
+"""What all socket transports share: regions, grants, connections, deadlines, counters, and the order of a
+transfer.
+
+A transport adds how peers connect and how the bytes of a granted transfer move.
+"""
+
+import asyncio
+import logging
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from dualpath.core.errors import GrantExpired, ProtocolError, TransferError
+from dualpath.transport.base import Authorize, Lane, LocalRanges, RemoteRanges
+from dualpath.transport.fds import receive_message_async, send_message_async
+from dualpath.transport.nic import NicPair
+from dualpath.transport.pool import PeerConnections
+from dualpath.transport.regions import Region, Regions, within
+from dualpath.transport.streams import readable
+from dualpath.transport.wire import (
+    MAX_RANGES,
+    MAX_TRANSFER_BYTES,
+    Operation,
+    Status,
+    TransferReply,
+    TransferRequest,
+    decode_request,
+    encode,
+)
+
+MAX_INBOUND = 4096  # connections from peers; more are closed at once
+_log = logging.getLogger(__name__)
+
+
+class Endpoint(ABC):
+    """One node's end of the compute network over sockets; see base.Transport for what it promises."""
+
+    def __init__(self, *, nics: NicPair | None, deadline_s: float) -> None:
+        self._nics = nics or NicPair(None)
+        self._deadline_s = deadline_s
+        self._regions = Regions()
+        self._peers: dict[str, PeerConnections] = {}
+        self._listener: socket.socket | None = None
+        self._tasks: set[asyncio.Task[None]] = set()  # the acceptor and one for each inbound connection
+        self._scopes: set[asyncio.Timeout] = set()  # of the transfers under way
+        self._quiet = asyncio.Event()  # no transfer is under way
+        self._quiet.set()
+        self._closed = False
+        self._bytes = {f"{lane.name.lower()}_{way}": 0 for lane in Lane for way in ("out", "in")}
+
+    # What a transport adds.
+
+    @property
+    @abstractmethod
+    def address(self) -> str:
+        """What peers put into RemoteRanges.peer; valid after start()."""
+
+    @abstractmethod
+    def _listen(self) -> socket.socket:
+        """A bound, listening socket; ConfigError when that cannot be."""
+
+    @abstractmethod
+    async def _connect(self, peer: str) -> socket.socket:
+        """A non-blocking connection to a peer."""
+
+    @abstractmethod
+    async def _request(
+        self, sock: socket.socket, peer: str, request: TransferRequest, local: memoryview, own: LocalRanges
+    ) -> TransferReply:
+        """Carry out an own transfer; returns the server's last reply. Errors mean that the connection is
+        unusable.
+        """
+
+    @abstractmethod
+    async def _serve_fetch(self, sock: socket.socket, request: TransferRequest, region: Region) -> None:
+        """Answer OK and let the bytes go to the caller; returns when the region is no longer touched."""
+
+    @abstractmethod
+    async def _serve_push(self, sock: socket.socket, request: TransferRequest, region: Region) -> None:
+        """Let the caller's bytes into the region; returns when all are there. The acknowledgement follows."""
+
+    @abstractmethod
+    async def _discard_push(self, sock: socket.socket, request: TransferRequest) -> None:
+        """Get rid of the payload of a refused push, where it comes unasked."""
+
+    def _mapped_identity(self, peer: str, region: str) -> int:
+        """Identity of the peer's region that is mapped here; 0 = none."""
+        return 0
+
+    def _forget(self, peer: str) -> None:
+        """The peer's last connection has ended."""
+        self._peers.pop(peer, None)
+
+    # The contract.
+
+    async def start(self) -> None:
+        """Listen; ConfigError when the address cannot be had."""
+        self._listener = self._listen()
+        self._listener.setblocking(False)
+        self._spawn(self._accept(self._listener))
+
+    def register(self, name: str, memory: memoryview, *, fd: int = -1, authorize: Authorize) -> None:
+        """Make `memory` a region. `fd` stays the caller's and must stay open until unregister() or close()."""
+        self._regions.add(name, memory, fd, authorize)
+
+    def unregister(self, name: str) -> None:
+        """Forget a region; transfers under way still end, later ones fail with TransferError."""
+        self._regions.remove(name)
+
+    async def drained(self, name: str, grant: int) -> None:
+        """Return when no peer's transfer that was authorized under `grant` touches the region any more."""
+        await self._regions.drained(name, grant)
+
+    async def fetch(self, source: RemoteRanges, into: LocalRanges, *, lane: Lane) -> None:
+        """Copy the peer's ranges into ours; see base.Transport."""
+        await self._transfer(Operation.FETCH, source, into, lane)
+
+    async def push(self, source: LocalRanges, into: RemoteRanges, *, lane: Lane) -> None:
+        """Copy our ranges into the peer's; see base.Transport."""
+        await self._transfer(Operation.PUSH, into, source, lane)
+
+    def lane_bytes(self) -> dict[str, int]:
+        """Bytes of finished transfers, by lane and direction; both ends count."""
+        return dict(self._bytes)
+
+    async def close(self) -> None:
+        """Close all connections; transfers under way fail with TransferError on both sides."""
+        self._closed = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._listener:
+            self._listener.close()
+        now = asyncio.get_running_loop().time()
+        for scope in self._scopes:
+            if not scope.expired():
+                scope.reschedule(now)
+        await self._quiet.wait()
+        for peer in list(self._peers.values()):
+            peer.close()
+        self._peers.clear()
+
+    # Own transfers.
+
+    async def _transfer(
+        self, operation: Operation, remote: RemoteRanges, own: LocalRanges, lane: Lane
+    ) -> None:
+        local = self._local_memory(remote, own)
+        mapped = self._mapped_identity(remote.peer, remote.region)
+        ranges = tuple(remote.ranges)
+        request = TransferRequest(operation, lane, remote.region, remote.grant, ranges, mapped)
+        async with self._connection(remote.peer, lane) as sock:
+            reply = await self._request(sock, remote.peer, request, local, own)
+        reply.check()
+        self._count(lane, "in" if operation is Operation.FETCH else "out", request)
+
+    def _local_memory(self, remote: RemoteRanges, own: LocalRanges) -> memoryview:
+        """Our region's memory; ValueError when the ranges do not fit it or each other."""
+        memory = self._regions.find(own.region).memory
+        if [r.length for r in remote.ranges] != [r.length for r in own.ranges]:
+            raise ValueError("source and destination ranges must pair up with equal lengths")
+        if not 1 <= len(own.ranges) <= MAX_RANGES:
+            raise ValueError(
+                f"a transfer of {len(own.ranges)} ranges; from 1 to {MAX_RANGES} are allowed: split it"
+            )
+        if not within(own.ranges, len(memory)):
+            raise ValueError(
+                f"ranges outside of the own region {own.region!r} of {len(memory)} bytes, or empty"
+            )
+        if sum(r.length for r in own.ranges) > MAX_TRANSFER_BYTES:
+            raise ValueError(f"a transfer of more than {MAX_TRANSFER_BYTES} bytes; split it")
+        return memory
+
+    @asynccontextmanager
+    async def _connection(self, peer: str, lane: Lane) -> AsyncIterator[socket.socket]:
+        """A connection to the peer under this transfer's deadline, with all failures as TransferError."""
+        if self._closed or self._listener is None:
+            raise TransferError("this endpoint is not open; start() it, and do not use it after close()")
+        if peer not in self._peers:
+            self._peers[peer] = PeerConnections(partial(self._connect, peer), partial(self._forget, peer))
+        try:
+            async with self._deadline(), self._peers[peer].connection(lane) as sock:
+                yield sock
+        except TimeoutError:
+            why = (
+                "this endpoint was closed" if self._closed else f"it took longer than {self._deadline_s:g} s"
+            )
+            raise TransferError(f"transfer with {peer} failed: {why}") from None
+        except (OSError, ProtocolError) as error:
+            raise TransferError(f"transfer with {peer} failed: {error}") from error
+
+    @asynccontextmanager
+    async def _deadline(self) -> AsyncIterator[None]:
+        """A transfer's deadline, which close() can bring forward."""
+        async with asyncio.timeout(self._deadline_s) as scope:
+            self._scopes.add(scope)
+            self._quiet.clear()
+            try:
+                yield
+            finally:
+                self._scopes.discard(scope)
+                if not self._scopes:
+                    self._quiet.set()
+
+    # Serving peers.
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except OSError as error:  # out of descriptors, or the peer gave up: neither ends the endpoint
+                _log.warning("could not accept a peer's connection: %s", error)
+                await asyncio.sleep(0.1)
+                continue
+            if len(self._tasks) > MAX_INBOUND or not self._admit(sock):
+                sock.close()
+            else:
+                self._spawn(self._serve(sock))
+
+    def _admit(self, sock: socket.socket) -> bool:
+        """Whether this peer may speak to us at all."""
+        return True
+
+    def _spawn(self, job: "asyncio._CoroutineLike[None]") -> None:
+        task = asyncio.get_running_loop().create_task(job)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        """Answer one request after the other until the connection ends; any error ends it."""
+        try:
+            while True:
+                await readable(sock)
+                async with self._deadline():
+                    body, _ = await receive_message_async(sock)
+                    await self._answer(sock, decode_request(body))
+        except ProtocolError as error:
+            _log.warning("closed a peer's connection: %s", error)
+        except (TransferError, OSError) as error:  # TimeoutError is an OSError
+            _log.debug("a peer's connection ended: %s", error)
+        except Exception:
+            _log.exception("closed a peer's connection")
+        finally:
+            sock.close()
+
+    async def _answer(self, sock: socket.socket, request: TransferRequest) -> None:
+        try:
+            region = self._granted(request)
+        except TransferError as error:
+            if request.operation is Operation.PUSH:
+                await self._discard_push(sock, request)
+            await send_message_async(sock, encode(_refusal(error)))
+            return
+        if request.operation is Operation.FETCH:
+            with region.use(request.grant):
+                await self._serve_fetch(sock, request, region)
+            self._count(request.lane, "out", request)
+        else:
+            with region.use(request.grant):
+                await self._serve_push(sock, request, region)
+                reply = _acknowledge(region, request)
+            self._count(request.lane, "in", request)
+            await send_message_async(sock, encode(reply))
+
+    def _granted(self, request: TransferRequest) -> Region:
+        """The region, when the request may touch it; TransferError says why not."""
+        region = self._regions.find(request.region)
+        region.check(request.grant, request.ranges)
+        return region
+
+    def _count(self, lane: Lane, way: str, request: TransferRequest) -> None:
+        self._bytes[f"{lane.name.lower()}_{way}"] += request.total_bytes
+
+
+def _refusal(error: TransferError) -> TransferReply:
+    status = Status.GRANT_EXPIRED if isinstance(error, GrantExpired) else Status.REFUSED
+    return TransferReply(status, str(error))
+
+
+def _acknowledge(region: Region, request: TransferRequest) -> TransferReply:
+    """An acknowledged push was granted from beginning to end."""
+    try:
+        region.check(request.grant, request.ranges)
+    except TransferError as error:
+        return _refusal(error)
+    return TransferReply(Status.OK)
