@@ -36,9 +36,9 @@ lifeline.watch()
 
 class Health(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200)
+        self.send_response(200 if READY else 503)
         self.end_headers()
-        self.wfile.write(json.dumps({"ready": READY, "missing": ["engine d0/0"]}).encode())
+        self.wfile.write(json.dumps({"missing": ["engine d0/0"]}).encode())
 
 port = load_config(Path(sys.argv[1])).network.port
 http.server.HTTPServer(("127.0.0.1", port), Health).serve_forever()

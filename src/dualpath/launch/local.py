@@ -134,9 +134,10 @@ class LocalCluster:
 def _missing(http: httpx.Client) -> list[str]:
     """What keeps the cluster from being ready, in words; empty when it is."""
     try:
-        answer: dict[str, Any] = http.get("/health").json()
+        answer = http.get("/health")
+        if answer.is_success:
+            return []
+        body: dict[str, Any] = answer.json()
     except (httpx.HTTPError, ValueError):
         return ["gateway"]
-    if answer.get("ready"):
-        return []
-    return list(answer.get("missing") or ["cluster"])
+    return list(body.get("missing") or [f"/health answered {answer.status_code}"])
