@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
 from dualpath.core.errors import ConfigError, RequestError
+from dualpath.gateway.chat_template import ChatTemplate
 from dualpath.gateway.segments import SegmentCache, hard_tokens
 from dualpath.gateway.text import Detokenizer, StopCutter
 from dualpath.gateway.tokenizer import Tokenizer
@@ -159,6 +160,15 @@ def test_template_file_wins_and_sees_special_tokens_and_helpers(tmp_path: Path) 
     ids = Tokenizer.load(tmp_path).encode_chat([{"role": "user", "content": "é"}])
     text = BACKEND.decode(ids, skip_special_tokens=False)
     assert text == '<s>[{"role": "user", "content": "é"}]2'
+
+
+def test_template_has_the_names_and_tags_of_transformers() -> None:
+    marked = "{% generation %}{{ m.content }}{% endgeneration %}"
+    source = "{% for m in messages %}" + marked + "{% break %}{% endfor %}{{ tools is none }}"
+    assert ChatTemplate(source, {}).render([{"content": "a"}, {"content": "b"}]) == "aTrue"
+    sandboxed = ChatTemplate("{{ ''.__class__.__mro__ }}", {})
+    with pytest.raises(RequestError):
+        sandboxed.render([])
 
 
 def test_what_cannot_be_loaded_is_a_config_error(tmp_path: Path) -> None:

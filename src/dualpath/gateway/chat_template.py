@@ -7,10 +7,21 @@ from typing import Any
 
 import jinja2
 import msgspec
-from jinja2.ext import loopcontrols
+from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from dualpath.core.errors import ConfigError, RequestError
+
+
+class GenerationTag(Extension):
+    """`{% generation %}` marks the assistant's words for training; here it only shows its body."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """The body's nodes in place of the tag."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class ChatTemplate:
@@ -18,7 +29,7 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
         sandbox = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag]
         )
         sandbox.filters["tojson"] = _to_json
         sandbox.globals["raise_exception"] = _raise_exception
@@ -27,14 +38,14 @@ class ChatTemplate:
             self._template = sandbox.from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(f"the model's chat template is not valid: {error}") from None
-        self._special_tokens = special_tokens
+        # transformers always defines tools and documents: templates ask whether they are none
+        nothing = {"tools": None, "documents": None}
+        self._always = {"add_generation_prompt": True, **nothing, **special_tokens}
 
     def render(self, messages: list[dict[str, str]]) -> str:
         """The prompt's text, open for the assistant's answer; RequestError when the template refuses."""
         try:
-            return self._template.render(
-                messages=messages, add_generation_prompt=True, **self._special_tokens
-            )
+            return self._template.render(messages=messages, **self._always)
         except jinja2.TemplateError as error:
             raise RequestError(f"the chat template refused the messages: {error}", param="messages") from None
 

@@ -64,6 +64,10 @@ class GenerationEndpoint:
                 await _whole(parts, submission, reply, sender, timing=timing)
 
 
+class ClientStalled(Exception):
+    """The client took nothing for too long; it counts as gone."""
+
+
 class Sender:
     """One HTTP answer; writes have a deadline: a client that reads nothing must not hold the cluster."""
 
@@ -87,8 +91,11 @@ class Sender:
         await self.body(b"data: " + msgspec.json.encode(value) + b"\n\n", more=True)
 
     async def _put(self, message: dict[str, Any]) -> None:
-        async with asyncio.timeout(self._timeout_s):
-            await self._send(message)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._send(message)
+        except TimeoutError:
+            raise ClientStalled from None
 
 
 async def _whole(
@@ -130,16 +137,23 @@ async def _stream(
             if part.text or request.return_token_ids:
                 await sender.event(reply.chunk(part.text, part.ids, part.gaps))
             part = await anext(parts)
+        await _stream_end(part, submission, request, reply, sender, timing=timing)
+    except ClientStalled:
+        raise
     except Exception as error:
         await sender.event(error_body(error)[1])
         await sender.body(b"", more=False)
         raise
-    if part.text:
-        await sender.event(reply.chunk(part.text, [], []))
-    await sender.event(reply.chunk("", [], [], part.reason))
+
+
+async def _stream_end(
+    end: End, submission: Submission, request: CompletionRequest | ChatRequest, reply: Reply, sender: Sender,
+    *, timing: bool,
+) -> None:  # fmt: skip
+    await sender.event(reply.chunk(end.text, [], [], end.reason))
     if request.stream_options and request.stream_options.include_usage:
-        await sender.event(reply.usage_chunk(usage_of(submission.prompt_tokens, part.done)))
-    comment = b": " + TIMING_HEADER.encode() + b" " + msgspec.json.encode(part.done.timeline) + b"\n\n"
+        await sender.event(reply.usage_chunk(usage_of(submission.prompt_tokens, end.done)))
+    comment = b": " + TIMING_HEADER.encode() + b" " + msgspec.json.encode(end.done.timeline) + b"\n\n"
     await sender.body((comment if timing else b"") + b"data: [DONE]\n\n", more=False)
 
 
@@ -152,6 +166,8 @@ async def _unless_disconnected(work: Coroutine[Any, Any, None], receive: Receive
         if task.done():
             await task
         return task.done()
+    except ClientStalled:
+        return False
     finally:
         for other in (task, gone):
             other.cancel()

@@ -67,6 +67,5 @@ class ErrorMiddleware:
         except Exception as error:
             if scope["type"] != "http":
                 raise
-            response = error_response(error)
-            if not began:
-                await response(scope, receive, send)
+            if not began:  # later errors were put into the stream
+                await error_response(error)(scope, receive, send)

@@ -1,20 +1,25 @@
 """Running the gateway as a server."""
 
 import asyncio
+import contextlib
 import errno
 import ipaddress
+import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
 
+from dualpath.core.config import Config
 from dualpath.core.errors import ConfigError
 from dualpath.core.model import ModelSpec
 from dualpath.gateway.app import build_app
 from dualpath.gateway.serve import Limits
 from dualpath.gateway.tokenizer import Tokenizer
 from dualpath.scheduler.client import SchedulerClient
+from dualpath.scheduler.zmq_client import ZmqSchedulerClient
 
 BACKLOG = 1024
 SHUTDOWN_S = 5  # for requests under way when the server is told to stop
@@ -43,7 +48,7 @@ async def run_gateway(
         )  # fmt: skip
         if on_listening:
             on_listening(listener.getsockname()[1])
-        await _serve(uvicorn.Server(config), listener)
+        await _serve(_Server(config), listener)
 
 
 def is_loopback(host: str) -> bool:
@@ -71,6 +76,26 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
+class _Server(uvicorn.Server):
+    """uvicorn raises a signal again when it has ended, which kills the process before its own clean-up."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the server, and nothing else."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+        for number in signals:
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+
 async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
     """Run the server; when cancelled let it end its requests first, within its own bound."""
     task = asyncio.ensure_future(server.serve(sockets=[listener]))
@@ -80,3 +105,24 @@ async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
         server.should_exit = True
         await task
         raise
+
+
+def run(config: Config) -> None:
+    """Run the gateway of a configured cluster until SIGTERM."""
+    asyncio.run(_run(config))
+
+
+async def _run(config: Config) -> None:
+    deadline_s = config.limits.start_deadline_s
+    client = await ZmqSchedulerClient.connect(config.scheduler_endpoint, config.run_path, deadline_s)
+    limits = Limits(
+        max_concurrent_requests=config.limits.max_concurrent_requests,
+        event_timeout_s=config.limits.request_deadline_s,
+    )
+    try:
+        await run_gateway(
+            client, client.spec, config.network.host, config.network.port,
+            api_key=config.network.api_key or None, limits=limits,
+        )  # fmt: skip
+    finally:
+        await client.close()

@@ -29,7 +29,7 @@ CHAT_TOKENS = 512  # ours: memory is reserved for all tokens that may come, so n
 class Limits(msgspec.Struct, frozen=True):
     """Bounds of the gateway's queues and waits."""
 
-    concurrent_requests: int = 1024
+    max_concurrent_requests: int = 256
     body_bytes: int = 16 * 2**20
     body_timeout_s: float = 30.0
     event_timeout_s: float = 600.0  # longest silence of the cluster within a request
@@ -88,7 +88,7 @@ class Service:
     @contextmanager
     def admitted(self) -> Iterator[None]:
         """One of the places for concurrent requests; RequestError 429 when all are taken."""
-        if self._active >= self.limits.concurrent_requests:
+        if self._active >= self.limits.max_concurrent_requests:
             words = f"{self._active} requests are being served already; try again later"
             raise RequestError(words, status=429, code="too_many_requests")
         self._active += 1
@@ -142,8 +142,8 @@ class Service:
         wanted = request.max_tokens or max(1, min(default, limit - prompt_tokens))
         if prompt_tokens + wanted > limit:
             words = (
-                f"this server takes at most {limit} tokens a request; yours has {prompt_tokens} in the prompt "
-                f"and asks for {wanted} more; shorten the prompt or lower max_tokens"
+                f"this server takes at most {limit} tokens a request; yours has {prompt_tokens} in the "
+                f"prompt and asks for {wanted} more; shorten the prompt or lower max_tokens"
             )
             param = "messages" if isinstance(request, ChatRequest) else "prompt"
             raise RequestError(words, param=param, code="context_length_exceeded")
