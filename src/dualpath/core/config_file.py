@@ -66,8 +66,6 @@ def _check_storage(config: Config) -> None:
             raise ConfigError(f"storage.{name.split('_')[0]}: {error}") from None
     if config.arena_bytes <= 0:
         raise ConfigError("storage.arena must be positive; write for example 1GiB")
-    if not config.storage.path:
-        raise ConfigError("storage.path is empty; name the folder that holds the KV blocks")
 
 
 def _is_local_endpoint(endpoint: str) -> bool:

@@ -53,6 +53,7 @@ class Submission(msgspec.Struct, frozen=True):
 
     request: RequestId
     tokens: bytes  # packed prompt (core.keys.pack_tokens)
+    root: bytes  # parent of the first block (core.keys.root_key)
     keys: tuple[bytes, ...]  # keys of its full blocks
     max_tokens: int  # tokens to generate, at least 1
     sampling: Sampling

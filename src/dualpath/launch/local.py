@@ -14,6 +14,7 @@ import msgspec
 from dualpath.core.config import Config
 from dualpath.core.config_file import check_config, save_config
 from dualpath.core.errors import ServiceError
+from dualpath.launch.folders import settle_folders
 from dualpath.launch.port import free_port
 from dualpath.launch.process import Role
 from dualpath.launch.roles import cluster_roles
@@ -70,8 +71,9 @@ class LocalCluster:
         return f"http://[{host}]:{network.port}" if ":" in host else f"http://{host}:{network.port}"
 
     def start(self) -> None:
-        """Start all roles; `config` then holds port and run folder. Call stop() also if this fails."""
+        """Start all roles; `config` then holds port, model and folders. Call stop() also if this fails."""
         port = free_port(self.config.network.host, self.config.network.port)
+        self.config = settle_folders(self.config)
         self._run_dir = run_dir = RunDir(self.config.network.run_dir)
         network = msgspec.structs.replace(self.config.network, port=port, run_dir=str(run_dir.path))
         self.config = msgspec.structs.replace(self.config, network=network)

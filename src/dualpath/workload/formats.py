@@ -34,25 +34,25 @@ def lengths(records: Iterable[LengthsRecord], context: Context) -> Iterator[Sess
 
     The append makes up the recorded prompt, so it covers the template's tokens too.
     """
-    for record in records:
+    for number, record in enumerate(records):
         turns: list[Turn] = []
         history = 0
         for index, row in enumerate(record.turns):
             kept = min(history, max(0, row.prompt - row.append))
             added = row.prompt - kept
-            content = (Drawn(context.vocabulary, f"append/{record.id}/{index}", added),) if added else ()
+            content = (Drawn(context.vocabulary, f"append/{number}/{index}", added),) if added else ()
             keep_tokens = None if kept == history else kept
             turns.append(
                 Turn(content, max(1, row.out), keep_tokens=keep_tokens, gap_s=max(0.0, row.gap_s or 0.0))
             )
             history = row.prompt + turns[-1].gen_tokens
-        yield from _session(record.id, tuple(turns))
+        yield from _session(str(record.id), tuple(turns))
 
 
 def weka(records: Iterable[WekaRecord], context: Context) -> Iterator[Session]:
     """Sessions and sub-agents of block ids."""
-    for record in records:
-        yield from weka_sessions(record, context.vocabulary)
+    for number, record in enumerate(records):
+        yield from weka_sessions(record, number, context.vocabulary)
 
 
 def mooncake(records: Iterable[MooncakeRecord], context: Context) -> Iterable[Session]:
@@ -64,15 +64,13 @@ def flattened(records: Iterable[FlatRecord], context: Context) -> Iterator[Sessi
     """Requests with the whole prompt as text, grouped by session; gaps contain the recorded service's own
     time.
     """
-    requests: dict[str, list[Exchange]] = {}
+    requests: dict[str, list[Exchange]] = defaultdict(list)
     times: dict[str, float] = {}
     for record in records:
-        if _beyond(record.session_id, requests, context):
-            continue
-        now_s = record.timestamp / 1e6
-        gap_s = max(0.0, now_s - times.get(record.session_id, now_s))
-        times[record.session_id] = now_s
-        requests.setdefault(record.session_id, []).append(Exchange(record.input, record.output, gap_s))
+        session_id = str(record.session_id)
+        if not _beyond(session_id, requests, context):
+            gap_s = _gap_s(session_id, record.timestamp / 1e6, times)
+            requests[session_id].append(Exchange(record.input, record.output, gap_s))
     for session_id, exchanges in requests.items():
         yield from _session(session_id, text_turns(exchanges, context.tokenize))
 
@@ -95,13 +93,18 @@ def conversations(records: Iterable[MessagesRecord], context: Context) -> Iterat
             exchanges = message_exchanges(record.messages, context.render)
             name = f"line-{index + 1}" if record.id is None else str(record.id)
             yield from _session(name, text_turns(exchanges, context.tokenize))
-        elif not _beyond(record.session_id, requests, context):
-            now_s = record.timestamp or 0.0
-            gap_s = max(0.0, now_s - times.get(record.session_id, now_s))
-            times[record.session_id] = now_s
-            requests[record.session_id].append(_logged_request(record, context.render, gap_s))
+        elif not _beyond(session_id := str(record.session_id), requests, context):
+            gap_s = _gap_s(session_id, record.timestamp or 0.0, times)
+            requests[session_id].append(_logged_request(record, context.render, gap_s))
     for session_id, logged in requests.items():
         yield from _session(session_id, text_turns(logged, context.tokenize))
+
+
+def _gap_s(session_id: str, now_s: float, times: dict[str, float]) -> float:
+    """Time since the session's request before, which it replaces in `times`."""
+    gap_s = max(0.0, now_s - times.get(session_id, now_s))
+    times[session_id] = now_s
+    return gap_s
 
 
 def _logged_request(record: MessagesRecord, render: Render, gap_s: float) -> Exchange:

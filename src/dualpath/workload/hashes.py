@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
+from dualpath.core.errors import ConfigError
 from dualpath.workload.content import Drawn, Piece, Vocabulary
 from dualpath.workload.model import Session, Turn
 from dualpath.workload.records import MooncakeRecord, WekaRecord, WekaRequest
@@ -59,24 +60,27 @@ def block_prompt(
     return (*pieces, Drawn(vocabulary, tail, left)) if left else tuple(pieces)
 
 
-def weka_sessions(record: WekaRecord, vocabulary: Vocabulary) -> Iterator[Session]:
+def weka_sessions(record: WekaRecord, number: int, vocabulary: Vocabulary) -> Iterator[Session]:
     """The session, and each of its sub-agents as a session of its own that starts when the sub-agent did.
 
     A sub-agent's time stamp is that of its end; the main session waits for it in the gap of its next turn.
+    Ids local to record `number` are shared by it and its sub-agents.
     """
-    scope = f"weka/{record.id}" if record.hash_id_scope == "local" else "weka"
-    asked = [request for request in record.requests if request.kind != "subagent"]
-    if asked:
-        yield Session(record.id, _weka_turns(asked, record, scope, record.id, vocabulary))
-    for index, agent in enumerate(r for r in record.requests if r.kind == "subagent"):
-        if agent.requests:
-            name = f"{record.id}/{index}-{agent.agent_id}"
-            start_s = max(0.0, agent.t - (agent.duration_ms or 0.0) / 1000)
-            yield Session(name, _weka_turns(agent.requests, record, scope, name, vocabulary), start_s)
+    scope = f"weka/{number}" if record.hash_id_scope == "local" else "weka"
+    agents = [(str(record.id), 0.0, record.requests)]
+    for place, (name, start_s, requests) in enumerate(agents):  # grows by the sub-agents met on the way
+        asked = [request for request in requests if request.kind != "subagent"]
+        if asked:
+            tail = f"tail/{number}/{place}"
+            turns = _weka_turns(asked, record.block_size, vocabulary, scope=scope, tail=tail)
+            yield Session(name, turns, start_s)
+        for agent in (request for request in requests if request.kind == "subagent"):
+            begun_s = start_s + max(0.0, agent.t - (agent.duration_ms or 0.0) / 1000)
+            agents.append((f"{name}/{agent.agent_id or len(agents)}", begun_s, agent.requests))
 
 
 def _weka_turns(
-    requests: list[WekaRequest], record: WekaRecord, scope: str, name: str, vocabulary: Vocabulary
+    requests: list[WekaRequest], block_tokens: int, vocabulary: Vocabulary, *, scope: str, tail: str
 ) -> tuple[Turn, ...]:
     turns: list[Turn] = []
     runs: tuple[Run, ...] = ()
@@ -85,11 +89,12 @@ def _weka_turns(
         if request.hash_ids is not None:
             runs = runs_of(request.hash_ids)
         else:
+            if request.keep > sum(count for _, count in runs):
+                raise ConfigError(f"request {len(turns)} keeps {request.keep} blocks, more than there were")
             runs = join_runs([*first_blocks(runs, request.keep), *request.new])
         prompt = block_prompt(
-            runs, record.block_size, request.prompt_tokens, vocabulary,
-            scope=scope, tail=f"tail/{name}/{len(turns)}",
-        )  # fmt: skip
+            runs, block_tokens, request.prompt_tokens, vocabulary, scope=scope, tail=f"{tail}/{len(turns)}"
+        )
         turns.append(Turn(prompt, max(1, request.out), keep_tokens=0, gap_s=_weka_gap_s(last, request)))
         last = request
     return tuple(turns)

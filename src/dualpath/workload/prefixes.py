@@ -36,7 +36,7 @@ class PrefixIndex:
     def __init__(self, block_tokens: int) -> None:
         self._block_tokens = block_tokens
         self._seen: set[bytes] = set()
-        # What followed a block, by its key and the next token: for the match inside the first block that differs.
+        # What followed a block, by its key and the next token: for matches inside a block that differs
         self._followers: dict[tuple[bytes, bytes], set[bytes]] = defaultdict(set)
 
     def visit(self, pieces: tuple[Piece, ...], near: Chain) -> tuple[Chain, Hit]:

@@ -1,12 +1,15 @@
 """Reading a workload: the format is seen from the first record, the file is read line by line."""
 
 import gzip
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import msgspec
+from msgspec.structs import replace
 
 from dualpath.core.errors import ConfigError
 from dualpath.workload import formats
@@ -63,11 +66,23 @@ def read_workload(
         if trace.is_text and tokenize is None:
             raise ConfigError(f"{path} holds texts, which need a tokenizer; name a model or a tokenizer.json")
         try:
-            return list(islice(trace.sessions(lines.records(trace.record), context), limit_sessions))
+            sessions = trace.sessions(lines.records(trace.record), context)
+            return _unique_ids(islice(sessions, limit_sessions))
         except (msgspec.DecodeError, UnicodeDecodeError, ConfigError) as error:
             raise ConfigError(f"{path}, line {lines.number}: {error}") from None
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ConfigError(f"{path} cannot be read after line {lines.number}: {error}") from None
+
+
+def _unique_ids(sessions: Iterable[Session]) -> list[Session]:
+    """The sessions; where an id comes again (several trials of a task), it gets a number."""
+    counts: Counter[str] = Counter()
+    named: list[Session] = []
+    for session in sessions:
+        counts[session.id] += 1
+        again = counts[session.id]
+        named.append(session if again == 1 else replace(session, id=f"{session.id}#{again}"))
+    return named
 
 
 class _Lines:
@@ -84,7 +99,7 @@ class _Lines:
             self.number, self._first = next(self._lines)
         except StopIteration:
             raise ConfigError(f"{self._path} is empty; a workload has a JSON record on each line") from None
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise ConfigError(f"{self._path} cannot be read: {error}") from None
         return self._first
 
@@ -101,8 +116,10 @@ def _open(path: Path) -> BinaryIO:
         file = path.open("rb")
     except OSError as error:
         raise ConfigError(f"{path} cannot be opened: {error.strerror}") from None
-    zipped = file.peek(2)[:2] == b"\x1f\x8b"
-    return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if zipped else file
+    if file.peek(2)[:2] != b"\x1f\x8b":
+        return file
+    file.close()
+    return cast(BinaryIO, gzip.open(path))
 
 
 def _recognise(path: Path, line: bytes) -> _Format:

@@ -3,39 +3,41 @@
 Fields that are not used are not named; msgspec checks the rest.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class LengthsRow(msgspec.Struct, array_like=True):
     """A turn as numbers; what follows in a row is the provider's own count."""
 
-    append: int
-    out: int
-    prompt: int
+    append: Count
+    out: Count
+    prompt: Count
     gap_s: float | None = None
 
 
 class LengthsRecord(msgspec.Struct):
     """A session as numbers: {id, turns: [[append, out, prompt, gap_s or null, ...]]}."""
 
-    id: str
+    id: str | int
     turns: list[LengthsRow]
 
 
 class WekaRequest(msgspec.Struct, rename={"prompt_tokens": "in", "kind": "type"}):
-    """A request ("n", "s") with its block ids as a difference or in full, or a sub-agent with own requests."""
+    """A request ("n", "s") with its block ids as a difference or in full, or a sub-agent with its own."""
 
     t: float
     kind: str
-    prompt_tokens: int = 0
-    out: int = 0
+    prompt_tokens: Count = 0
+    out: Count = 0
     think_time: float | None = None
     api_time: float | None = None
-    keep: int = 0
-    new: list[tuple[int, int]] = []
-    hash_ids: list[int] | None = None
+    keep: Count = 0
+    new: list[tuple[Count, Count]] = []
+    hash_ids: list[Count] | None = None
     agent_id: str = ""
     duration_ms: float | None = None
     requests: list["WekaRequest"] = []
@@ -44,9 +46,9 @@ class WekaRequest(msgspec.Struct, rename={"prompt_tokens": "in", "kind": "type"}
 class WekaRecord(msgspec.Struct):
     """A session of coding-agent requests."""
 
-    id: str
+    id: str | int
     requests: list[WekaRequest]
-    block_size: int = 64
+    block_size: Annotated[int, msgspec.Meta(ge=1)] = 64
     hash_id_scope: str = "local"
 
 
@@ -54,9 +56,9 @@ class MooncakeRecord(msgspec.Struct):
     """A request with the ids of its blocks, global to the trace."""
 
     timestamp: float  # ms
-    input_length: int
-    output_length: int
-    hash_ids: list[int]
+    input_length: Count
+    output_length: Count
+    hash_ids: list[Count]
 
 
 class FlatRecord(msgspec.Struct):
@@ -64,7 +66,7 @@ class FlatRecord(msgspec.Struct):
 
     input: str
     output: str
-    session_id: str
+    session_id: str | int
     timestamp: float = 0.0  # us
 
 
@@ -86,9 +88,9 @@ class MessagesRecord(msgspec.Struct):
 
     messages: list[dict[str, Any]]
     id: str | int | None = None
-    session_id: str | None = None
+    session_id: str | int | None = None
     timestamp: float | None = None  # s
-    max_tokens: int | None = None  # of a request without its answer
+    max_tokens: Count | None = None  # of a request without its answer
 
     def __post_init__(self) -> None:
         check_messages(self.messages)

@@ -100,6 +100,6 @@ def _match(prompt: str, history: tuple[_Part, ...]) -> _Match:
 
 
 def _common_length(left: Sequence[object], right: Sequence[object]) -> int:
-    """Length of the common prefix of two strings or tuples, by bisection: slices compare faster than items."""
+    """Length of the common prefix of two strings or tuples, by bisection: slices compare fast."""
     bound = min(len(left), len(right))
     return bisect_left(range(1, bound + 1), True, key=lambda n: left[:n] != right[:n])

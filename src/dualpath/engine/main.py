@@ -1,0 +1,43 @@
+"""The process of an engine: load the model, profile it, attach to the node's agent, serve."""
+
+import logging
+import os
+
+from dualpath.core import wire
+from dualpath.core.config import Config
+from dualpath.core.ids import EngineId, node_of
+from dualpath.core.report import Role
+from dualpath.core.served import served_spec
+from dualpath.engine.decode import DecodeEngine
+from dualpath.engine.model import PackedModel
+from dualpath.engine.prefill import PrefillEngine
+from dualpath.engine.profile import measure_prefill_rate, profile_attention
+from dualpath.node.client import AgentClient
+from dualpath.policy.batch import fit_attention_time
+
+log = logging.getLogger("dualpath.engine")
+
+
+def run(config: Config, engine: EngineId) -> None:
+    """Run one engine until its agent is gone or SIGTERM ends the process (there is nothing to save)."""
+    spec = served_spec(config)
+    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    model = PackedModel.load(spec, config.model.device, threads)
+    node = node_of(engine)
+    role = Role.PREFILL if node in config.prefill_nodes else Role.DECODE
+
+    def attach(kv_tokens: int, process_tokens_per_s: float) -> AgentClient:
+        hello = wire.EngineHello(
+            wire.PROTOCOL_VERSION, engine, role, spec.layout, kv_tokens, process_tokens_per_s
+        )
+        return AgentClient(config.agent_socket(node), hello)
+
+    if role is Role.DECODE:
+        DecodeEngine(attach(config.scheduling.kv_tokens, 0.0), model).run()
+    else:
+        window_tokens = config.scheduling.window_tokens
+        attention = fit_attention_time(profile_attention(model))
+        log.info("attention time: %s", attention)
+        client = attach(window_tokens, measure_prefill_rate(model))
+        quota_ns = config.scheduling.quota_ms * 1_000_000
+        PrefillEngine(client, model, attention, quota_ns, window_tokens).run()

@@ -1,0 +1,51 @@
+"""What a node knows of the attempts that are open on it."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from dualpath.core import wire
+from dualpath.core.ids import EngineId
+
+
+@dataclass(eq=False)
+class Grant:
+    """Base: the work that must end before the grant's slots may be given to others."""
+
+    grant: int
+    engine: EngineId
+    peer: str  # transport address of the other side
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    at_engine: bool = False  # the engine was told of it
+    dropped: asyncio.Event = field(default_factory=asyncio.Event)  # the engine let go of it
+    streams: int = 0  # batches in flight through the window that carry it
+    idle: asyncio.Event = field(default_factory=asyncio.Event)  # set while streams is 0
+    failed: bool = False  # StepFailed was sent
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+
+
+@dataclass(eq=False)
+class PrefillGrant(Grant):
+    """On the prefill node: where each block of the request lies."""
+
+    local: dict[int, int] = field(default_factory=dict)  # block -> own slot
+    peer_slots: list[int] = field(default_factory=list)  # block -> the decode node's slot
+
+
+@dataclass(eq=False)
+class DecodeGrant(Grant):
+    """On the decode node: what to copy over from the prefill node when it is there."""
+
+    pulls: list[tuple[int, int]] = field(default_factory=list)
+
+
+def prefill_grant(message: wire.OpenPrefill) -> PrefillGrant:
+    """The state of an OpenPrefill."""
+    local = dict(zip(message.blocks, message.slots, strict=True))
+    return PrefillGrant(message.grant, message.engine, message.peer, local=local, peer_slots=message.peer_slots)
+
+
+def decode_grant(message: wire.OpenDecode) -> DecodeGrant:
+    """The state of an OpenDecode."""
+    return DecodeGrant(message.grant, message.engine, message.peer, pulls=message.pulls)

@@ -1,0 +1,387 @@
+"""The live driver of the cluster machine: one ROUTER socket, the clock, the prefix index.
+
+Messages become events, commands become messages; what the machine must not see (keys, tokens, addresses) is added here.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from functools import singledispatchmethod
+
+import zmq
+import zmq.asyncio
+
+from dualpath.core import wire
+from dualpath.core.config import Config
+from dualpath.core.errors import ProtocolError
+from dualpath.core.ids import NodeId, RequestId, node_of
+from dualpath.core.model import ModelSpec
+from dualpath.core.report import ClusterReport, EngineStats, NodeStats, Role
+from dualpath.core.request import Done
+from dualpath.protocol import events as ev
+from dualpath.protocol.machine import ClusterMachine, Hit, Settings
+from dualpath.scheduler import outbox
+from dualpath.scheduler.index import Held, PrefixIndex
+from dualpath.scheduler.requests import LiveRequest
+from dualpath.scheduler.roster import Roster
+
+log = logging.getLogger("dualpath.scheduler")
+_TICK_S = 0.2
+
+
+class Scheduler:
+    """One per cluster. `index` comes filled with the store's keys."""
+
+    def __init__(self, config: Config, spec: ModelSpec, index: PrefixIndex) -> None:
+        self._spec = spec
+        self._index = index
+        self._machine = ClusterMachine(
+            Settings(
+                block_tokens=spec.layout.block_tokens,
+                prefill_policy=config.scheduling.prefill_policy,
+                read_policy=config.scheduling.read_policy,
+                overtake_limit=config.scheduling.overtake_limit,
+                lease_ns=int(config.limits.lease_s * 1e9),
+                waiting_deadline_ns=int(config.limits.request_deadline_s * 1e9),
+            ),
+            self._look_up,
+        )
+        self._expected = config
+        self._incarnation = secrets.token_hex(8)
+        self._socket: zmq.asyncio.Socket
+        self._roster = Roster()
+        self._requests: dict[RequestId, LiveRequest] = {}
+        self._by_grant: dict[int, LiveRequest] = {}
+        self._finished = 0
+        self._failed = 0
+        self._sender = b""
+
+    async def run(self, endpoint: str) -> None:
+        """Serve until cancelled."""
+        context = zmq.asyncio.Context.instance()
+        with context.socket(zmq.ROUTER) as self._socket:
+            self._socket.setsockopt(zmq.LINGER, 0)
+            self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+            self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+            self._socket.setsockopt(zmq.SNDHWM, 0)
+            self._socket.bind(endpoint)
+            log.info("scheduler listens at %s", endpoint)
+            await asyncio.gather(self._receive(), self._tick())
+
+    async def _receive(self) -> None:
+        decoder = wire.Decoder(wire.ToScheduler)
+        while True:
+            self._sender, data = await self._socket.recv_multipart()
+            try:
+                self._on(decoder.decode(data))
+            except ProtocolError as error:
+                log.warning("dropped a message: %s", error)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            due = self._machine.next_timeout_ns()
+            now = time.monotonic_ns()
+            if due is not None and due <= now:
+                for node in self._machine.members.expired(now):
+                    log.warning("node %s is silent; its work starts again elsewhere", node)
+                    self._forget_node(node)
+                self._machine.on_timeout(now_ns=now)
+                self._carry_out()
+
+    # messages to events ------------------------------------------------------------------------------------------
+
+    @singledispatchmethod
+    def _on(self, message: wire.Message) -> None:
+        raise ProtocolError(f"{type(message).__name__} is not for the scheduler")
+
+    @_on.register
+    def _gateway_hello(self, message: wire.GatewayHello) -> None:
+        self._send(self._sender, wire.Welcome(self._incarnation, self._spec, self._max_request_tokens()))
+
+    @_on.register
+    def _submit(self, message: wire.Submit) -> None:
+        submission = message.submission
+        if submission.request in self._requests:
+            return
+        live = LiveRequest(submission, message.reply_to, self._sender, time.monotonic_ns())
+        self._requests[submission.request] = live
+        self._feed(ev.RequestArrived(submission.request, submission.prompt_tokens, submission.max_tokens))
+
+    @_on.register
+    def _cancel(self, message: wire.Cancel) -> None:
+        if self._forget(message.request):
+            self._feed(ev.RequestCancelled(message.request))
+
+    @_on.register
+    def _get_report(self, message: wire.GetReport) -> None:
+        self._send(self._sender, wire.Report(self.report()))
+
+    @_on.register
+    def _node_hello(self, message: wire.NodeHello) -> None:
+        refusal = self._refuses(message)
+        if refusal:
+            log.error("refused node %s: %s", message.node, refusal)
+            self._send(self._sender, wire.NodeRefused(refusal))
+            return
+        self._forget_node(message.node)
+        self._roster.join(message.node, self._sender, message.address)
+        self._send(self._sender, wire.NodeAccepted(self._incarnation))
+        rate = message.read_rate_bytes_per_s / self._spec.layout.kv_bytes_per_token
+        self._feed(ev.NodeJoined(message.node, message.role, message.slots, message.write_slots, rate))
+        log.info("node %s joined: %s, %d slots", message.node, message.role, message.slots)
+
+    def _refuses(self, message: wire.NodeHello) -> str | None:
+        if message.version != wire.PROTOCOL_VERSION:
+            return f"it speaks protocol {message.version}, this scheduler {wire.PROTOCOL_VERSION}; install the same version"
+        if message.layout != self._spec.layout:
+            return f"its layout is {message.layout}, this cluster's is {self._spec.layout}; give all roles the same model"
+        return None
+
+    @_on.register
+    def _node_report(self, message: wire.NodeReport) -> None:
+        node = self._roster.node_of(self._sender)
+        if node is None:
+            self._send(self._sender, wire.Rejoin())  # we restarted, or its lease ended
+            return
+        self._roster.note(node, message.stats, message.engines)
+        layout = self._spec.layout
+        seen_all = message.grants_seen == self._roster.opened(node)
+        queue = message.stats.read_queue_blocks * layout.block_tokens if seen_all else None
+        rate = message.stats.read_rate_bytes_per_s / layout.kv_bytes_per_token
+        self._feed(ev.NodeReported(node, rate, queue))
+
+    @_on.register
+    def _engine_joined(self, message: wire.EngineJoined) -> None:
+        log.info("engine %s joined", message.engine)
+        self._feed(ev.EngineJoined(message.engine, message.kv_tokens, message.process_tokens_per_s))
+
+    @_on.register
+    def _engine_lost(self, message: wire.EngineLost) -> None:
+        log.warning("engine %s is lost", message.engine)
+        self._roster.lose_engine(message.engine)
+        self._feed(ev.EngineLost(message.engine))
+
+    @_on.register
+    def _reads_advanced(self, message: wire.ReadsAdvanced) -> None:
+        node = self._roster.node_of(self._sender)
+        live = self._by_grant.get(message.grant)
+        if node is None:
+            return
+        if live and live.assign and live.assign.grant == message.grant:
+            if node == node_of(live.assign.prefill):
+                live.timeline.read_bytes_prefill += message.bytes_read
+            else:
+                live.timeline.read_bytes_decode += message.bytes_read
+        self._feed(ev.ReadsAdvanced(message.grant, node, message.blocks))
+
+    @_on.register
+    def _reads_finished(self, message: wire.ReadsFinished) -> None:
+        node = self._roster.node_of(self._sender)
+        if node is None:
+            return
+        live = self._by_grant.get(message.grant)
+        if live and live.assign:
+            now = live.since_arrival(time.monotonic_ns())
+            if node == node_of(live.assign.prefill):
+                live.timeline.prefill_side_loaded_ns = now
+            else:
+                live.timeline.decode_side_loaded_ns = now
+            live.timeline.retained_bytes += message.retained_bytes
+        self._feed(ev.ReadsFinished(message.grant, node))
+
+    @_on.register
+    def _copy_finished(self, message: wire.CopyFinished) -> None:
+        self._feed(ev.CopyFinished(message.grant))
+
+    @_on.register
+    def _step_failed(self, message: wire.StepFailed) -> None:
+        log.warning("grant %d failed: %s", message.grant, message.cause)
+        self._index.forget(message.bad_keys)
+        live = self._by_grant.get(message.grant)
+        if live:
+            live.timeline.recompute_causes.append(message.cause)
+        self._feed(ev.StepFailed(message.grant, message.cause))
+
+    @_on.register
+    def _block_held(self, message: wire.BlockHeld) -> None:
+        node = self._roster.node_of(self._sender)
+        if node is not None:
+            self._index.hold(message.key, Held(node, message.slot, message.grant))
+            self._feed(ev.BlockHeld(message.grant, message.slot))
+
+    @_on.register
+    def _block_written(self, message: wire.BlockWritten) -> None:
+        node = self._roster.node_of(self._sender)
+        if node is not None:
+            self._index.written(message.key, node, message.slot, durable=message.durable)
+            self._feed(ev.BlockWritten(node, message.slot))
+
+    @_on.register
+    def _released(self, message: wire.Released) -> None:
+        node = self._roster.node_of(self._sender)
+        if node is not None:
+            self._feed(ev.Released(message.grant, node))
+
+    @_on.register
+    def _prefill_started(self, message: wire.PrefillStarted) -> None:
+        self._stamp(message.grant, "prefill_started_ns")
+        self._feed(ev.PrefillStarted(message.grant))
+
+    @_on.register
+    def _prefill_finished(self, message: wire.PrefillFinished) -> None:
+        self._stamp(message.grant, "prefill_finished_ns")
+        live = self._by_grant.get(message.grant)
+        if live and live.assign and live.assign.grant == message.grant:
+            live.first_token = message.token
+            live.timeline.layer_wait_ns = message.layer_wait_ns
+            self._persist_prompt(live)
+        self._feed(ev.PrefillFinished(message.grant, message.reason))
+
+    def _persist_prompt(self, live: LiveRequest) -> None:
+        """New prompt blocks are complete on the decode node: held from now on, durable later."""
+        assert live.assign is not None
+        node, message = node_of(live.assign.decode), outbox.persist_prompt(live, self._index)
+        if not message.items or not self._roster.has(node):
+            return
+        for item in message.items:
+            self._index.hold(item.key, Held(node, item.slot, message.grant))
+            self._machine.receive(ev.BlockHeld(message.grant, item.slot), now_ns=time.monotonic_ns())
+        self._send_node(node, message)
+
+    @_on.register
+    def _decode_started(self, message: wire.DecodeStarted) -> None:
+        self._stamp(message.grant, "decode_started_ns")
+        self._feed(ev.DecodeStarted(message.grant))
+
+    @_on.register
+    def _decode_finished(self, message: wire.DecodeFinished) -> None:
+        self._feed(ev.DecodeFinished(message.grant, message.reason, message.completion_tokens))
+
+    def _stamp(self, grant: int, name: str) -> None:
+        live = self._by_grant.get(grant)
+        if live and live.assign and live.assign.grant == grant:
+            setattr(live.timeline, name, live.since_arrival(time.monotonic_ns()))
+
+    # commands to messages ----------------------------------------------------------------------------------------
+
+    def _feed(self, event: ev.Event) -> None:
+        self._machine.receive(event, now_ns=time.monotonic_ns())
+        self._carry_out()
+
+    def _carry_out(self) -> None:
+        for command in self._machine.drain():
+            self._do(command)
+
+    @singledispatchmethod
+    def _do(self, command: ev.Command) -> None:
+        raise TypeError(f"no such command: {command!r}")
+
+    @_do.register
+    def _assign(self, command: ev.Assign) -> None:
+        live = self._requests[command.request]
+        if live.assign:
+            self._by_grant.pop(live.assign.grant, None)
+        live.begin(command, time.monotonic_ns())
+        self._by_grant[command.grant] = live
+        self._open(node_of(command.prefill), outbox.open_prefill(command, live, self._roster.addresses))
+        self._open(node_of(command.decode), outbox.open_decode(command, live, self._roster.addresses))
+
+    def _open(self, node: NodeId, message: wire.OpenPrefill | wire.OpenDecode) -> None:
+        self._roster.count_open(node)
+        self._send_node(node, message)
+
+    @_do.register
+    def _start_pull(self, command: ev.StartPull) -> None:
+        self._send_node(command.node, wire.StartPull(command.grant))
+
+    @_do.register
+    def _start_prefill(self, command: ev.StartPrefill) -> None:
+        live = self._by_grant[command.grant]
+        message = outbox.start_prefill(command, live, self._spec.layout.block_tokens)
+        self._send_node(node_of(command.engine), message)
+
+    @_do.register
+    def _start_decode(self, command: ev.StartDecode) -> None:
+        self._send_node(node_of(command.engine), outbox.start_decode(command, self._by_grant[command.grant]))
+
+    @_do.register
+    def _release(self, command: ev.Release) -> None:
+        self._send_node(command.node, wire.Release(command.grant))
+
+    @_do.register
+    def _finish_request(self, command: ev.FinishRequest) -> None:
+        self._finished += 1
+        live = self._forget(command.request)
+        assert live and live.assign
+        live.timeline.finished_ns = live.since_arrival(time.monotonic_ns())
+        cached = live.assign.hit_blocks * self._spec.layout.block_tokens
+        done = Done(command.request, command.reason, command.completion_tokens, cached, live.timeline)
+        self._send(live.gateway, done)
+
+    @_do.register
+    def _fail_request(self, command: ev.FailRequest) -> None:
+        self._failed += 1
+        live = self._forget(command.request)
+        if live:
+            self._send(live.gateway, wire.Refused(command.request, command.message, command.by_request))
+
+    # the rest ----------------------------------------------------------------------------------------------------
+
+    def _look_up(self, request: RequestId) -> Hit:
+        return self._index.look_up(self._requests[request].submission.keys)
+
+    def _forget(self, request: RequestId) -> LiveRequest | None:
+        live = self._requests.pop(request, None)
+        if live and live.assign:
+            self._by_grant.pop(live.assign.grant, None)
+        return live
+
+    def _forget_node(self, node: NodeId) -> None:
+        self._index.lose_node(node)
+        self._roster.leave(node)
+
+    def _max_request_tokens(self) -> int:
+        capacity = self._machine.members.request_capacity_tokens(self._spec.layout.block_tokens)
+        return min(capacity or self._spec.max_context_tokens, self._spec.max_context_tokens)
+
+    def _send_node(self, node: NodeId, message: wire.Message) -> None:
+        identity = self._roster.identity(node)
+        if identity is not None:
+            self._send(identity, message)
+
+    def _send(self, identity: bytes, message: wire.Message | Done) -> None:
+        # An unroutable message (peer gone) is dropped by ZeroMQ; leases and resubmission notice the loss.
+        self._socket.send_multipart([identity, wire.encode(message)])
+
+    def report(self) -> ClusterReport:
+        """The cluster's state now."""
+        machine = self._machine
+        missing = self._missing()
+        nodes = [self._node_stats(node) for node in machine.members.nodes]
+        engines = [self._engine_stats(e.engine, r) for r in Role for e in machine.members.engines(r)]
+        return ClusterReport(
+            ready=not missing, missing=missing, nodes=nodes, engines=engines, waiting_requests=len(machine.waiting),
+            running_requests=len(self._requests) - len(machine.waiting), finished_requests=self._finished,
+            failed_requests=self._failed, decisions=dict(machine.decisions), recomputes=dict(machine.recomputes),
+            index_blocks=len(self._index), pending_writes=self._index.pending, any_read_ns=machine.any_read_ns,
+        )  # fmt: skip
+
+    def _node_stats(self, node: NodeId) -> NodeStats:
+        member = self._machine.members.nodes[node]
+        stats = self._roster.node_stats(node) or NodeStats(node, member.role)
+        stats.arena_slots, stats.arena_slots_used = member.ledger.slots, member.ledger.used
+        return stats
+
+    def _engine_stats(self, engine: str, role: Role) -> EngineStats:
+        load = self._machine.members.engine(engine)  # type: ignore[arg-type]
+        assert load is not None
+        stats = self._roster.engine_stats(load.engine) or EngineStats(load.engine, role)
+        stats.requests, stats.tokens = load.requests, load.tokens
+        return stats
+
+    def _missing(self) -> list[str]:
+        members = self._machine.members
+        nodes = [f"node {n}" for n in self._expected.nodes if n not in members.nodes]
+        return nodes + [f"engine {e}" for e in self._expected.engines if members.engine(e) is None]

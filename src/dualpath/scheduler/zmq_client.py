@@ -1,0 +1,200 @@
+"""SchedulerClient over ZeroMQ: requests to the scheduler, tokens straight from the engines.
+
+Survives a restart of the scheduler: what was under way is submitted again. Sampling is keyed by (seed, position), so the
+tokens that come again are the same; those that were delivered already are left out.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from dualpath.core import wire
+from dualpath.core.errors import RequestError, ServiceError
+from dualpath.core.ids import RequestId
+from dualpath.core.model import ModelSpec
+from dualpath.core.report import ClusterReport
+from dualpath.core.request import Done, Submission, Tokens
+
+log = logging.getLogger("dualpath.gateway")
+HEARTBEAT_S = 0.5
+REPORT_DEADLINE_S = 5.0
+TOKENS_DEADLINE_S = 30.0  # for tokens that are on their way when the scheduler says that all were sent
+
+
+@dataclass
+class _Stream:
+    submission: Submission
+    events: asyncio.Queue[Tokens | Done | wire.Refused] = field(default_factory=asyncio.Queue)
+
+
+class ZmqSchedulerClient:
+    """Make it with `connect`; it runs two tasks until closed."""
+
+    def __init__(self, endpoint: str, tokens_endpoint: str) -> None:
+        context = zmq.asyncio.Context.instance()
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+        self._socket.connect(endpoint)
+        self._tokens = context.socket(zmq.PULL)
+        self._tokens.setsockopt(zmq.RCVHWM, 0)
+        self._tokens.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+        self._tokens.bind(tokens_endpoint)
+        self._reply_to = self._tokens.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._decoder = wire.Decoder(wire.ToGateway)
+        self._streams: dict[RequestId, _Stream] = {}
+        self._reports: list[asyncio.Future[ClusterReport]] = []
+        self._welcome: wire.Welcome | None = None
+        self._welcomed = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @classmethod
+    async def connect(cls, endpoint: str, run_dir: Path, deadline_s: float) -> "ZmqSchedulerClient":
+        """Connect and wait for the scheduler's welcome; ServiceError when it does not come."""
+        path = run_dir / "gateway-tokens.sock"
+        path.unlink(missing_ok=True)
+        client = cls(endpoint, f"ipc://{path}")
+        client._tasks = [
+            asyncio.create_task(work) for work in (client._beat(), client._receive(), client._receive_tokens())
+        ]
+        try:
+            async with asyncio.timeout(deadline_s):
+                await client._welcomed.wait()
+        except TimeoutError:
+            await client.close()
+            raise ServiceError(f"no scheduler answers at {endpoint}; is it running?") from None
+        return client
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model that the cluster serves."""
+        assert self._welcome is not None
+        return self._welcome.spec
+
+    @property
+    def max_request_tokens(self) -> int:
+        """The longest prompt + max_tokens that the cluster can hold."""
+        assert self._welcome is not None
+        return self._welcome.max_request_tokens
+
+    async def submit(self, submission: Submission) -> AsyncIterator[Tokens | Done]:
+        """Serve a request; see SchedulerClient."""
+        stream = self._streams[submission.request] = _Stream(submission)
+        self._send(wire.Submit(submission, self._reply_to))
+        ended = False
+        try:
+            async for event in self._events(stream):
+                ended = isinstance(event, Done)
+                yield event
+        except (RequestError, ServiceError):
+            ended = True
+            raise
+        finally:
+            del self._streams[submission.request]
+            if not ended:
+                self._send(wire.Cancel(submission.request))
+
+    async def _events(self, stream: _Stream) -> AsyncIterator[Tokens | Done]:
+        """Tokens in order and once, then Done, whatever the order of arrival."""
+        delivered = 0
+        early: dict[int, Tokens] = {}
+        done: Done | None = None
+        while done is None or delivered < done.completion_tokens:
+            event = await self._next(stream, TOKENS_DEADLINE_S if done else None)
+            if isinstance(event, Done):
+                done = event
+            elif isinstance(event, wire.Refused):
+                raise RequestError(event.message) if event.by_request else ServiceError(event.message)
+            else:
+                early[event.index] = event
+            while delivered in early or any(e.index < delivered for e in early.values()):
+                tokens = _not_before(early, delivered)
+                if tokens:
+                    delivered += len(tokens.ids)
+                    yield tokens
+        yield done
+
+    async def _next(self, stream: _Stream, deadline_s: float | None) -> Tokens | Done | wire.Refused:
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await stream.events.get()
+        except TimeoutError:
+            raise ServiceError("the engine's last tokens were lost on their way; try again") from None
+
+    async def report(self) -> ClusterReport:
+        """The cluster's state now."""
+        answer: asyncio.Future[ClusterReport] = asyncio.get_running_loop().create_future()
+        self._reports.append(answer)
+        self._send(wire.GetReport())
+        try:
+            async with asyncio.timeout(REPORT_DEADLINE_S):
+                return await answer
+        except TimeoutError:
+            raise ServiceError("the scheduler does not answer; it may be restarting") from None
+        finally:
+            if answer in self._reports:
+                self._reports.remove(answer)
+
+    async def close(self) -> None:
+        """Stop; requests under way end with an error at their callers."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._socket.close()
+        self._tokens.close()
+
+    def _send(self, message: wire.Message) -> None:
+        self._socket.send(wire.encode(message))
+
+    async def _beat(self) -> None:
+        while True:
+            self._send(wire.GatewayHello(wire.PROTOCOL_VERSION))
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _receive(self) -> None:
+        while True:
+            self._on_message(self._decoder.decode(await self._socket.recv()))
+
+    def _on_message(self, message: Any) -> None:
+        if isinstance(message, wire.Welcome):
+            self._on_welcome(message)
+        elif isinstance(message, wire.Report):
+            for answer in self._reports:
+                if not answer.done():
+                    answer.set_result(message.report)
+            self._reports.clear()
+        elif message.request in self._streams:
+            self._streams[message.request].events.put_nowait(message)
+
+    def _on_welcome(self, message: wire.Welcome) -> None:
+        restarted = self._welcome is not None and self._welcome.incarnation != message.incarnation
+        self._welcome = message
+        self._welcomed.set()
+        if restarted:
+            log.warning("the scheduler restarted; submitting %d requests again", len(self._streams))
+            for stream in self._streams.values():
+                self._send(wire.Submit(stream.submission, self._reply_to))
+
+    async def _receive_tokens(self) -> None:
+        while True:
+            tokens = self._decoder.decode(await self._tokens.recv())
+            with contextlib.suppress(KeyError):
+                self._streams[tokens.request].events.put_nowait(tokens)
+
+
+def _not_before(early: dict[int, Tokens], delivered: int) -> Tokens | None:
+    """Take the next tokens out of `early`, without those that were delivered before; None if all of them were."""
+    index = min(early)
+    tokens = early.pop(index)
+    skip = delivered - index
+    if skip >= len(tokens.ids):
+        return None
+    return Tokens(tokens.request, delivered, tokens.ids[skip:], tokens.gaps[skip:])
