@@ -16,6 +16,8 @@ import pytest
 from dualpath.core.config import Config
 from dualpath.core.config_file import load_config
 from dualpath.core.errors import ConfigError, ServiceError
+from dualpath.core.model import weights_fingerprint
+from dualpath.launch.folders import settle_folders
 from dualpath.launch.lifeline import RUN_PREFIX
 from dualpath.launch.local import LocalCluster
 from dualpath.launch.port import free_port
@@ -54,8 +56,16 @@ def fakes(*others: Role, ready: bool = True) -> Callable[[Config, Path], list[Ro
     return lambda config, file: [python("gateway", code, str(file)), *others]
 
 
-def config_of(**limits: float) -> Config:
-    return load_config(None, {"network": {"port": 0}, "limits": limits})
+def config_of(run_dir: object = "", **limits: float) -> Config:
+    return load_config(
+        None,
+        {
+            "model": {"path": "/nowhere", "version": "1"},
+            "storage": {"path": "/nowhere"},
+            "network": {"port": 0, "run_dir": str(run_dir)},
+            "limits": limits,
+        },
+    )
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -95,14 +105,14 @@ def test_ready_inside_and_nothing_left_after() -> None:
 
 
 def test_a_given_run_folder_stays_without_sockets(tmp_path: Path) -> None:
-    config = load_config(None, {"network": {"port": 0, "run_dir": str(tmp_path)}})
+    config = config_of(tmp_path)
     with LocalCluster(config, make_roles=fakes()), socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "agent-p0.sock"))
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "gateway.log", "lock"}
 
 
 def test_two_clusters_cannot_share_a_run_folder(tmp_path: Path) -> None:
-    config = load_config(None, {"network": {"port": 0, "run_dir": str(tmp_path)}})
+    config = config_of(tmp_path)
     with LocalCluster(config, make_roles=fakes()):
         (tmp_path / "agent-p0.sock").touch()
         second = LocalCluster(config, make_roles=fakes())
@@ -239,6 +249,19 @@ def test_a_port_in_use_is_refused_before_anything_starts() -> None:
 def test_a_host_that_is_not_ours_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1"):
         free_port("192.0.2.1", 0)
+
+
+def test_model_and_store_are_settled_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DUALPATH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    config = settle_folders(load_config(None, {"model": {"name": str(tmp_path)}}))
+    assert config.model.path == str(tmp_path.resolve())
+    assert config.model.version == weights_fingerprint(tmp_path)
+    assert config.storage.path == str(tmp_path / "cache" / "store")
+    assert settle_folders(config) == config
 
 
 def test_roles_of_a_config() -> None:
