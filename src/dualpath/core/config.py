@@ -38,9 +38,9 @@ class Model(Section, frozen=True):
     name: Annotated[str, _value("smollm2, tiny, or a local Hugging Face folder.", flag="model")] = "smollm2"
     path: Annotated[str, _value("Folder of the prepared model; filled in by up.", flag="model-path")] = ""
     served_name: Annotated[str, _value("Name under /v1/models; empty: the model's name.")] = ""
-    version: Annotated[
-        str, _value("Stands for the weights in block keys; empty: hash them.", flag="model-version")
-    ] = ""
+    version: Annotated[str, _value("Stands for the weights in block keys; empty: hash them.", flag="model-version")] = (
+        ""
+    )
     block_tokens: Annotated[int, _value("Tokens of a full block.", ge=1)] = 64
     max_context: Annotated[
         Annotated[int, Meta(ge=1)] | None, _value("Longest context in tokens; unset: the model's.")
@@ -51,15 +51,11 @@ class Model(Section, frozen=True):
 class Storage(Section, frozen=True):
     """External storage, the nodes' NICs and DRAM buffers."""
 
-    path: Annotated[
-        str, _value("Folder or file URL of the store; empty: in the cache folder.", flag="store")
-    ] = ""
+    path: Annotated[str, _value("Folder or file URL of the store; empty: in the cache folder.", flag="store")] = ""
     snic: Annotated[str, _value("Rate of every node's storage NIC, such as 20MB/s, or none.")] = "none"
     cnic: Annotated[str, _value("Rate of every node's compute NIC; empty: 8 times the storage NIC.")] = ""
     arena: Annotated[str, _value("DRAM buffer of every node, such as 1GiB.")] = "1GiB"
-    write_share: Annotated[float, _value("Share of an arena that only write-back uses.", ge=0.01, le=0.9)] = (
-        0.125
-    )
+    write_share: Annotated[float, _value("Share of an arena that only write-back uses.", ge=0.01, le=0.9)] = 0.125
     read_concurrency: Annotated[int, _value("Reads that a node has outstanding.", ge=1)] = 4
     write_concurrency: Annotated[int, _value("Writes that a node has outstanding.", ge=1)] = 2
     transport: Annotated[Literal["shm", "tcp"], _value("How bytes move between nodes.")] = "shm"
@@ -82,9 +78,7 @@ class Network(Section, frozen=True):
     host: Annotated[str, _value("Address of the HTTP server.")] = "127.0.0.1"
     port: Annotated[int, _value("Port of the HTTP server; 0: any free one.", ge=0, le=65535)] = 8000
     api_key: Annotated[str, _value("Clients must send this key; better set in the file than here.")] = ""
-    run_dir: Annotated[
-        str, _value("Folder for sockets and logs; empty: a private one, removed at the end.")
-    ] = ""
+    run_dir: Annotated[str, _value("Folder for sockets and logs; empty: a private one, removed at the end.")] = ""
     scheduler: Annotated[
         str,
         _value("Scheduler's endpoint, ipc:// or tcp:// on loopback; empty: in run_dir.", flag="scheduler"),
@@ -102,9 +96,7 @@ class Network(Section, frozen=True):
 class Limits(Section, frozen=True):
     """Bounds and deadlines."""
 
-    max_concurrent_requests: Annotated[
-        int, _value("Requests in the cluster; more are answered 429.", ge=1)
-    ] = 256
+    max_concurrent_requests: Annotated[int, _value("Requests in the cluster; more are answered 429.", ge=1)] = 256
     heartbeat_s: Annotated[float, _value("Seconds between two signs of life of a role.", gt=0)] = 0.5
     lease_s: Annotated[float, _value("Seconds of silence after which a role counts as lost.", gt=0)] = 5.0
     request_deadline_s: Annotated[float, _value("Longest life of a request in seconds.", gt=0)] = 600.0
@@ -199,7 +191,5 @@ def parse_topology(text: str) -> tuple[int, int]:
     """Prefill and decode nodes named by text such as "2P4D"."""
     match = re.fullmatch(r"([1-9][0-9]{0,3})P([1-9][0-9]{0,3})D", text.strip(), re.IGNORECASE)
     if not match:
-        raise ConfigError(
-            f"cannot read topology {text!r}; write for example 1P1D or 2P4D, at least one of each"
-        )
+        raise ConfigError(f"cannot read topology {text!r}; write for example 1P1D or 2P4D, at least one of each")
     return int(match[1]), int(match[2])

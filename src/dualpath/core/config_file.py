@@ -49,13 +49,9 @@ def check_config(config: Config) -> None:
             f"network.scheduler {network.scheduler!r} is not local; write ipc:///path or tcp://127.0.0.1:PORT"
         )
     if len(network.run_dir.encode()) > RUN_DIR_BYTES:
-        raise ConfigError(
-            f"network.run_dir {network.run_dir} is too long for unix sockets; choose a shorter path"
-        )
+        raise ConfigError(f"network.run_dir {network.run_dir} is too long for unix sockets; choose a shorter path")
     if config.limits.lease_s < 2 * config.limits.heartbeat_s:
-        raise ConfigError(
-            "limits.lease_s must be at least twice limits.heartbeat_s, or live roles would count as lost"
-        )
+        raise ConfigError("limits.lease_s must be at least twice limits.heartbeat_s, or live roles would count as lost")
 
 
 def _check_storage(config: Config) -> None:
@@ -80,9 +76,7 @@ def _read(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"cannot read config file {file}: {error.strerror}") from None
     except ValueError as error:
-        raise ConfigError(
-            f"config file {file} is not valid {file.suffix[1:].upper() or 'TOML'}: {error}"
-        ) from None
+        raise ConfigError(f"config file {file} is not valid {file.suffix[1:].upper() or 'TOML'}: {error}") from None
 
 
 def _convert(values: Mapping[str, Any], *, origin: str) -> Config:

@@ -22,7 +22,7 @@ def pack_tokens(tokens: Sequence[int]) -> bytes:
 
 def unpack_tokens(packed: bytes) -> list[int]:
     """Inverse of pack_tokens."""
-    return np.frombuffer(packed, dtype="<u4").tolist()  # type: ignore[no-any-return]
+    return np.frombuffer(packed, dtype="<u4").tolist()
 
 
 def root_key(layout: BlockLayout, *, salt: bytes = b"", adapter: str = "") -> BlockKey:

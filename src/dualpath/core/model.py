@@ -41,7 +41,9 @@ def load_spec(
         vocab_size = int(config["vocab_size"])
         context = int(config["max_position_embeddings"])
     except KeyError as missing:
-        raise ConfigError(f"{folder}/config.json has no {missing}: not a decoder-only model that this version serves") from None
+        raise ConfigError(
+            f"{folder}/config.json has no {missing}: not a decoder-only model that this version serves"
+        ) from None
     layout = BlockLayout(
         model=version or weights_fingerprint(folder),
         n_layers=n_layers,
@@ -83,6 +85,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; --model takes smollm2, tiny or a local Hugging Face folder") from None
+        raise ConfigError(
+            f"{path} does not exist; --model takes smollm2, tiny or a local Hugging Face folder"
+        ) from None
     except msgspec.DecodeError as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from None

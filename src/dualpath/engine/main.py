@@ -27,9 +27,7 @@ def run(config: Config, engine: EngineId) -> None:
     role = Role.PREFILL if node in config.prefill_nodes else Role.DECODE
 
     def attach(kv_tokens: int, process_tokens_per_s: float) -> AgentClient:
-        hello = wire.EngineHello(
-            wire.PROTOCOL_VERSION, engine, role, spec.layout, kv_tokens, process_tokens_per_s
-        )
+        hello = wire.EngineHello(wire.PROTOCOL_VERSION, engine, role, spec.layout, kv_tokens, process_tokens_per_s)
         return AgentClient(config.agent_socket(node), hello)
 
     if role is Role.DECODE:

@@ -11,7 +11,7 @@ class TokenOutlet:
     """Sends without waiting; a gateway that is gone loses its tokens, for its clients are gone too."""
 
     def __init__(self) -> None:
-        self._context = zmq.Context.instance()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._sockets: dict[str, zmq.Socket[bytes]] = {}
 
     def send(self, reply_to: str, request: RequestId, index: int, token: int, gap: float) -> None:

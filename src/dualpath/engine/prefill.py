@@ -48,7 +48,12 @@ class PrefillEngine:
     """Runs in one thread; `run` returns only by an exception (ServiceError when the agent is gone)."""
 
     def __init__(
-        self, client: AgentClient, model: PackedModel, attention: AttentionTime, quota_ns: int, window_tokens: int
+        self,
+        client: AgentClient,
+        model: PackedModel,
+        attention: AttentionTime,
+        quota_ns: int,
+        window_tokens: int,
     ) -> None:
         assert client.window is not None
         self._client = client
@@ -201,4 +206,3 @@ class PrefillEngine:
         if time.monotonic() - self._reported_s >= REPORT_S:
             self._reported_s = time.monotonic()
             self._client.send(wire.EngineReport(self._stats))
-

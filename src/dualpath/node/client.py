@@ -129,5 +129,7 @@ def _connect(path: Path) -> socket.socket:
         except (FileNotFoundError, ConnectionRefusedError) as error:
             sock.close()
             if time.monotonic() > deadline_s:
-                raise ServiceError(f"no agent at {path} for {CONNECT_DEADLINE_S:g} s ({error}); is it running?") from None
+                raise ServiceError(
+                    f"no agent at {path} for {CONNECT_DEADLINE_S:g} s ({error}); is it running?"
+                ) from None
             time.sleep(0.05)

@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 import zmq
 import zmq.asyncio
@@ -33,7 +35,7 @@ def run(config: Config, node: NodeId) -> None:
     asyncio.run(_until_terminated(_run(config, node)))
 
 
-async def _until_terminated(work: "asyncio._CoroutineLike[None]") -> None:
+async def _until_terminated(work: Coroutine[Any, Any, None]) -> None:
     task = asyncio.ensure_future(work)
     for sig in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sig, task.cancel)
@@ -49,9 +51,7 @@ async def _run(config: Config, node: NodeId) -> None:
     store: Store = ThrottledStore(open_store(config.storage.path, spec.layout), spec.layout, rate, rate)
     await store.open()
     nics = NicPair(config.cnic_bytes_per_s)
-    transport = open_transport(
-        config.storage.transport, nics=nics, deadline_s=config.limits.transfer_deadline_s
-    )
+    transport = open_transport(config.storage.transport, nics=nics, deadline_s=config.limits.transfer_deadline_s)
     await transport.start()
     link = SchedulerLink(config.scheduler_endpoint)
     agent = Agent(config, spec, stats, store, transport, nics, link.send)
@@ -128,4 +128,3 @@ class SchedulerLink:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
-

@@ -38,7 +38,13 @@ class LayerStream:
     """Window, control page and stream tasks of one attached engine."""
 
     def __init__(
-        self, name: str, layout: BlockLayout, window_tokens: int, arena: Arena, transport: Transport, nics: NicPair
+        self,
+        name: str,
+        layout: BlockLayout,
+        window_tokens: int,
+        arena: Arena,
+        transport: Transport,
+        nics: NicPair,
     ) -> None:
         self.layout = layout
         self.half_bytes = layout.blocks_for(window_tokens) * layout.layer_block_bytes
@@ -127,9 +133,7 @@ class LayerStream:
             slot = place.grant.peer_slots[place.cached_blocks + first // per_block]
             source.append(Range(new_start + first * token, length))
             into.append(Range(self._layer_range(slot, layer).offset, length))
-        await self._transport.push(
-            LocalRanges(self.region, source), self._at_peer(place, into), lane=Lane.LAYERS
-        )
+        await self._transport.push(LocalRanges(self.region, source), self._at_peer(place, into), lane=Lane.LAYERS)
 
     def _layer_range(self, slot: int, layer: int) -> Range:
         size = self.layout.layer_block_bytes

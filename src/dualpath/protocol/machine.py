@@ -203,7 +203,9 @@ class ClusterMachine:
         request = Waiting(event.request, self._arrivals, event.prompt_tokens, event.max_tokens, self._now_ns)
         capacity = self.members.request_capacity_tokens(self._settings.block_tokens)
         if capacity and request.total_tokens > capacity:
-            message = f"prompt and max_tokens need {request.total_tokens} tokens; this cluster holds {capacity} a request"
+            message = (
+                f"prompt and max_tokens need {request.total_tokens} tokens; this cluster holds {capacity} a request"
+            )
             self._fail(request, message, by_request=True)
         else:
             self.waiting.append(request)
@@ -374,7 +376,11 @@ class ClusterMachine:
         request = attempt.waiting
         request.group = None
         if request.attempts >= self._settings.max_attempts:
-            self._fail(request, f"gave up after {request.attempts} attempts; the last one failed: {cause}", by_request=False)
+            self._fail(
+                request,
+                f"gave up after {request.attempts} attempts; the last one failed: {cause}",
+                by_request=False,
+            )
         else:
             bisect.insort(self.waiting, request, key=lambda w: w.sequence)
 
@@ -421,7 +427,10 @@ class ClusterMachine:
 
     def _try_start(self, request: Waiting, prefill_id: EngineId, decode_id: EngineId) -> bool:
         """Plan the read and reserve all slots on both sides, or change nothing."""
-        prefill_node, decode_node = self.members.nodes[node_of(prefill_id)], self.members.nodes[node_of(decode_id)]
+        prefill_node, decode_node = (
+            self.members.nodes[node_of(prefill_id)],
+            self.members.nodes[node_of(decode_id)],
+        )
         hit = self._hit(request)
         plan = self._plan(hit, prefill_node, decode_node)
         prefill_blocks = _blocks_of(plan, prefill_node.node)
@@ -441,7 +450,10 @@ class ClusterMachine:
 
     def _start(self, attempt: Attempt, hit_blocks: int, prefill_blocks: tuple[int, ...]) -> None:
         request = attempt.waiting
-        nodes = {attempt.prefill_node.node: attempt.prefill_node, attempt.decode_node.node: attempt.decode_node}
+        nodes = {
+            attempt.prefill_node.node: attempt.prefill_node,
+            attempt.decode_node.node: attempt.decode_node,
+        }
         self.attempts[attempt.grant] = attempt
         self._running[request.request] = attempt.grant
         heapq.heappush(self._deadlines, (attempt.deadline_ns, attempt.grant))

@@ -27,4 +27,3 @@ def place_decodes(waiting: Sequence[Waiting], nodes: Sequence[Node]) -> dict[Req
         queue = [Pending(w.request, w.total_tokens) for w in waiting if w.group == group]
         placed |= {p.request: p.engine for p in choose_decode(loads, queue)}
     return placed
-

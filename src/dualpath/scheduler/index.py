@@ -67,7 +67,7 @@ class PrefixIndex:
 
     def look_up(self, keys: Sequence[BlockKey]) -> Hit:
         """The longest prefix of the chained keys that is durable or held."""
-        retained = []
+        retained: list[RetainedBlock] = []
         for block, key in enumerate(keys):
             if key in self._durable:
                 continue

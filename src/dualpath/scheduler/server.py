@@ -136,7 +136,9 @@ class Scheduler:
         if message.version != wire.PROTOCOL_VERSION:
             return f"it speaks protocol {message.version}, this scheduler {wire.PROTOCOL_VERSION}; install the same version"
         if message.layout != self._spec.layout:
-            return f"its layout is {message.layout}, this cluster's is {self._spec.layout}; give all roles the same model"
+            return (
+                f"its layout is {message.layout}, this cluster's is {self._spec.layout}; give all roles the same model"
+            )
         return None
 
     @_on.register

@@ -59,7 +59,7 @@ class TransportTests:
     def make_transport(
         self, folder: Path, *, nics: NicPair | None = None, deadline_s: float = 20, address: str = ""
     ) -> Transport:
-        """A new endpoint in a folder of its own; at `address`, which an earlier one had, where that is given."""
+        """A new endpoint in a folder of its own, or at the `address` that an earlier one had there."""
         raise NotImplementedError
 
     def run(self, test: Callable[[], Awaitable[None]]) -> None:
@@ -98,6 +98,8 @@ class TransportTests:
                 await node.close()
 
     def test_fetch_and_push_move_exactly_the_ranges(self, tmp_path: Path) -> None:
+        """And no byte beside them."""
+
         async def test() -> None:
             async with self.nodes(tmp_path) as (caller, server):
                 theirs = (Range(100, 5000), Range(5100, 1), Range(900_000, 30_000))
@@ -116,6 +118,8 @@ class TransportTests:
         self.run(test)
 
     def test_integrity_of_random_ranges(self, tmp_path: Path) -> None:
+        """Tens of MiB in ranges of mixed sizes and random order, in both directions."""
+
         async def test() -> None:
             print(f"seed {self.seed}")
             rng = random.Random(self.seed)
@@ -132,6 +136,8 @@ class TransportTests:
         self.run(test)
 
     def test_thousands_of_small_ranges(self, tmp_path: Path) -> None:
+        """More ranges than one system call takes, in opposite orders."""
+
         async def test() -> None:
             async with self.nodes(tmp_path) as (caller, server):
                 theirs = [Range(64 * index, 32) for index in range(8000)]
@@ -142,6 +148,8 @@ class TransportTests:
         self.run(test)
 
     def test_wrong_own_ranges_are_value_errors(self, tmp_path: Path) -> None:
+        """Unequal lengths, no ranges, empty ones, ones outside of the own region."""
+
         async def test() -> None:
             async with self.nodes(tmp_path) as (caller, server):
                 wrong = [
@@ -161,6 +169,8 @@ class TransportTests:
         self.run(test)
 
     def test_refusals_touch_nothing_and_the_next_transfer_works(self, tmp_path: Path) -> None:
+        """Refused grant, unknown region, ranges outside of the peer's region."""
+
         async def test() -> None:
             async with self.nodes(tmp_path) as (caller, server):
                 piece = Range(0, 500_000)
@@ -187,6 +197,8 @@ class TransportTests:
         self.run(test)
 
     def test_unregistered_region_is_refused_and_can_be_replaced(self, tmp_path: Path) -> None:
+        """A peer never sees the memory that the name had before."""
+
         async def test() -> None:
             piece = Range(0, 1000)
             async with self.nodes(tmp_path) as (caller, server):
@@ -204,6 +216,8 @@ class TransportTests:
         self.run(test)
 
     def test_many_transfers_at_once_in_both_directions_and_lanes(self, tmp_path: Path) -> None:
+        """More than there are connections."""
+
         async def test() -> None:
             async with self.nodes(tmp_path, size_bytes=8 * MIB) as (one, other):
                 jobs, checks, size = [], [], 64 * 1024
@@ -240,6 +254,8 @@ class TransportTests:
         self.run(test)
 
     def test_layers_overtake_blocks_without_starving_them(self, tmp_path: Path) -> None:
+        """A later LAYERS transfer ends before an earlier BLOCKS one of the same size."""
+
         async def test() -> None:
             size = 2 * MIB
             rates = (8 * MIB, 8 * MIB)
@@ -260,6 +276,8 @@ class TransportTests:
         self.run(test)
 
     def test_counters(self, tmp_path: Path) -> None:
+        """Both ends count, by lane and direction."""
+
         async def test() -> None:
             async with self.nodes(tmp_path) as (caller, server):
                 await caller.transport.fetch(
@@ -278,6 +296,8 @@ class TransportTests:
     @pytest.mark.parametrize("who", ["caller", "server"])
     @pytest.mark.parametrize("operation", ["fetch", "push"])
     def test_close_in_the_middle_fails_at_once(self, tmp_path: Path, who: str, operation: str) -> None:
+        """Whichever end closes; and the server's region is free at once."""
+
         async def test() -> None:
             rates = (MIB, MIB)
             async with self.nodes(tmp_path, size_bytes=16 * MIB, rates=rates) as (caller, server):
@@ -293,6 +313,8 @@ class TransportTests:
         self.run(test)
 
     def test_deadline(self, tmp_path: Path) -> None:
+        """A transfer that the NIC cannot carry in time fails."""
+
         async def test() -> None:
             rates = (MIB, MIB)
             async with self.nodes(tmp_path, size_bytes=16 * MIB, rates=rates, deadline_s=0.3) as (a, b):
@@ -303,6 +325,8 @@ class TransportTests:
         self.run(test)
 
     def test_cancelled_transfer_leaves_the_lane_usable(self, tmp_path: Path) -> None:
+        """Cancellation in the middle costs only that transfer."""
+
         async def test() -> None:
             rates = (4 * MIB, 4 * MIB)
             async with self.nodes(tmp_path, size_bytes=8 * MIB, rates=rates) as (caller, server):
@@ -317,6 +341,8 @@ class TransportTests:
         self.run(test)
 
     def test_nobody_there(self, tmp_path: Path) -> None:
+        """A peer that has gone is a TransferError."""
+
         async def test() -> None:
             async with self.nodes(tmp_path) as (caller, server):
                 await server.transport.close()
@@ -327,6 +353,8 @@ class TransportTests:
         self.run(test)
 
     def test_peer_restarts_at_its_address(self, tmp_path: Path) -> None:
+        """Connections and mappings of its earlier life are not used again."""
+
         async def test() -> None:
             async with self.nodes(tmp_path) as (caller, server):
                 address, folder = server.transport.address, tmp_path / "1"

@@ -48,8 +48,9 @@ Authorize = Callable[[int, Sequence[Range]], bool]
 
 
 class Transport(Protocol):
-    """One node's end of the compute network. Source and destination ranges pair up one to one, with equal
-    lengths.
+    """One node's end of the compute network.
+
+    Source and destination ranges pair up one to one, with equal lengths.
     """
 
     @property
@@ -60,9 +61,7 @@ class Transport(Protocol):
         """Listen."""
 
     def register(self, name: str, memory: memoryview, *, fd: int = -1, authorize: Authorize) -> None:
-        """Make `memory` a region. `fd` is the memfd behind it, which transports that map peers' memory
-        need.
-        """
+        """Make `memory` a region. `fd` is the memfd behind it, for transports that map peers' memory."""
 
     def unregister(self, name: str) -> None:
         """Forget a region; later transfers that name it fail with TransferError."""
@@ -75,12 +74,14 @@ class Transport(Protocol):
         """
 
     async def fetch(self, source: RemoteRanges, into: LocalRanges, *, lane: Lane) -> None:
-        """Copy the peer's ranges into ours. Returns when the bytes are here; TransferError (GrantExpired)
-        otherwise.
+        """Copy the peer's ranges into ours. Returns when the bytes are here.
+
+        ValueError when own ranges are wrong, TransferError when the transfer failed; it is GrantExpired when the
+        peer's owner refused the grant.
         """
 
     async def push(self, source: LocalRanges, into: RemoteRanges, *, lane: Lane) -> None:
-        """Copy our ranges into the peer's. Returns when the peer has acknowledged that the bytes are there."""
+        """Copy our ranges into the peer's. Returns when the peer has acknowledged the bytes; errors as fetch."""
 
     def lane_bytes(self) -> dict[str, int]:
         """Bytes moved so far: keys "layers_out", "layers_in", "blocks_out", "blocks_in"; both ends count."""

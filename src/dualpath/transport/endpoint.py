@@ -4,7 +4,6 @@ transfer.
 A transport adds how peers connect and how the bytes of a granted transfer move.
 """
 
-import asyncio
 import logging
 import socket
 from abc import ABC, abstractmethod
@@ -12,12 +11,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from dualpath.core.errors import GrantExpired, ProtocolError, TransferError
+from dualpath.core.errors import ConfigError, GrantExpired, ProtocolError, TransferError
 from dualpath.transport.base import Authorize, Lane, LocalRanges, RemoteRanges
+from dualpath.transport.deadlines import Deadlines
 from dualpath.transport.fds import receive_message_async, send_message_async
 from dualpath.transport.nic import NicPair
 from dualpath.transport.pool import PeerConnections
 from dualpath.transport.regions import Region, Regions, within
+from dualpath.transport.server import ConnectionServer
 from dualpath.transport.streams import readable
 from dualpath.transport.wire import (
     MAX_RANGES,
@@ -30,7 +31,6 @@ from dualpath.transport.wire import (
     encode,
 )
 
-MAX_INBOUND = 4096  # connections from peers; more are closed at once
 _log = logging.getLogger(__name__)
 
 
@@ -39,14 +39,10 @@ class Endpoint(ABC):
 
     def __init__(self, *, nics: NicPair | None, deadline_s: float) -> None:
         self._nics = nics or NicPair(None)
-        self._deadline_s = deadline_s
+        self._deadlines = Deadlines(deadline_s)
         self._regions = Regions()
         self._peers: dict[str, PeerConnections] = {}
-        self._listener: socket.socket | None = None
-        self._tasks: set[asyncio.Task[None]] = set()  # the acceptor and one for each inbound connection
-        self._scopes: set[asyncio.Timeout] = set()  # of the transfers under way
-        self._quiet = asyncio.Event()  # no transfer is under way
-        self._quiet.set()
+        self._server: ConnectionServer | None = None
         self._closed = False
         self._bytes = {f"{lane.name.lower()}_{way}": 0 for lane in Lane for way in ("out", "in")}
 
@@ -97,12 +93,10 @@ class Endpoint(ABC):
 
     async def start(self) -> None:
         """Listen; ConfigError when the address cannot be had."""
-        self._listener = self._listen()
-        self._listener.setblocking(False)
-        self._spawn(self._accept(self._listener))
+        self._server = ConnectionServer(self._listen(), admit=self._admit, serve=self._serve)
 
     def register(self, name: str, memory: memoryview, *, fd: int = -1, authorize: Authorize) -> None:
-        """Make `memory` a region. `fd` stays the caller's and must stay open until unregister() or close()."""
+        """Make `memory` a region. `fd` stays the caller's and must stay open until unregister()."""
         self._regions.add(name, memory, fd, authorize)
 
     def unregister(self, name: str) -> None:
@@ -128,17 +122,9 @@ class Endpoint(ABC):
     async def close(self) -> None:
         """Close all connections; transfers under way fail with TransferError on both sides."""
         self._closed = True
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        if self._listener:
-            self._listener.close()
-        now = asyncio.get_running_loop().time()
-        for scope in self._scopes:
-            if not scope.expired():
-                scope.reschedule(now)
-        await self._quiet.wait()
+        if self._server:
+            await self._server.close()
+        await self._deadlines.expire_all()
         for peer in list(self._peers.values()):
             peer.close()
         self._peers.clear()
@@ -177,65 +163,35 @@ class Endpoint(ABC):
     @asynccontextmanager
     async def _connection(self, peer: str, lane: Lane) -> AsyncIterator[socket.socket]:
         """A connection to the peer under this transfer's deadline, with all failures as TransferError."""
-        if self._closed or self._listener is None:
+        if self._closed or self._server is None:
             raise TransferError("this endpoint is not open; start() it, and do not use it after close()")
         if peer not in self._peers:
             self._peers[peer] = PeerConnections(partial(self._connect, peer), partial(self._forget, peer))
         try:
-            async with self._deadline(), self._peers[peer].connection(lane) as sock:
+            async with self._deadlines.one(), self._peers[peer].connection(lane) as sock:
                 yield sock
         except TimeoutError:
             why = (
-                "this endpoint was closed" if self._closed else f"it took longer than {self._deadline_s:g} s"
+                "this endpoint was closed"
+                if self._closed
+                else f"it took longer than {self._deadlines.deadline_s:g} s"
             )
             raise TransferError(f"transfer with {peer} failed: {why}") from None
-        except (OSError, ProtocolError) as error:
+        except (OSError, ProtocolError, ConfigError) as error:
             raise TransferError(f"transfer with {peer} failed: {error}") from error
 
-    @asynccontextmanager
-    async def _deadline(self) -> AsyncIterator[None]:
-        """A transfer's deadline, which close() can bring forward."""
-        async with asyncio.timeout(self._deadline_s) as scope:
-            self._scopes.add(scope)
-            self._quiet.clear()
-            try:
-                yield
-            finally:
-                self._scopes.discard(scope)
-                if not self._scopes:
-                    self._quiet.set()
-
     # Serving peers.
-
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(listener)
-            except OSError as error:  # out of descriptors, or the peer gave up: neither ends the endpoint
-                _log.warning("could not accept a peer's connection: %s", error)
-                await asyncio.sleep(0.1)
-                continue
-            if len(self._tasks) > MAX_INBOUND or not self._admit(sock):
-                sock.close()
-            else:
-                self._spawn(self._serve(sock))
 
     def _admit(self, sock: socket.socket) -> bool:
         """Whether this peer may speak to us at all."""
         return True
-
-    def _spawn(self, job: "asyncio._CoroutineLike[None]") -> None:
-        task = asyncio.get_running_loop().create_task(job)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, sock: socket.socket) -> None:
         """Answer one request after the other until the connection ends; any error ends it."""
         try:
             while True:
                 await readable(sock)
-                async with self._deadline():
+                async with self._deadlines.one():
                     body, _ = await receive_message_async(sock)
                     await self._answer(sock, decode_request(body))
         except ProtocolError as error:

@@ -11,7 +11,7 @@ from dualpath.transport.wire import TransferRequest
 
 
 class MappedRegions:
-    """What an endpoint has mapped of its peers' regions, each with the identity of the peer's registration."""
+    """An endpoint's mappings of its peers' regions, each with the identity of the peer's registration."""
 
     def __init__(self) -> None:
         self._mapped: dict[str, dict[str, tuple[int, SharedMemory]]] = {}

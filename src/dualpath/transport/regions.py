@@ -22,7 +22,7 @@ class Region:
         self._drained: dict[int, asyncio.Event] = {}
 
     def check(self, grant: int, ranges: Sequence[Range]) -> None:
-        """TransferError when ranges lie outside; GrantExpired when the owner refuses them under this grant."""
+        """TransferError when ranges lie outside; GrantExpired when the owner refuses the grant."""
         if not within(ranges, len(self.memory)):
             raise TransferError(f"ranges outside of the region's {len(self.memory)} bytes")
         if not self._authorize(grant, ranges):

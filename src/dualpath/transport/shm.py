@@ -53,7 +53,7 @@ class ShmTransport(Endpoint):
 
     async def close(self) -> None:
         """As Endpoint.close; also removes the socket and unmaps peers' memory."""
-        listening = self._listener is not None
+        listening = self._server is not None
         await super().close()
         self._mapped.clear()
         if listening and not self._path.startswith("@"):
