@@ -27,9 +27,7 @@ class Vocabulary(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.size <= 2**32:
-            raise ConfigError(
-                f"vocabulary [{self.low}, {self.size}) is empty or too large; give low < size <= 2**32"
-            )
+            raise ConfigError(f"vocabulary [{self.low}, {self.size}) is empty or too large; give low < size <= 2**32")
 
     def draw(self, stream: str, first: int, count: int) -> TokenArray:
         """Tokens [first, first + count) of a stream; the same in every process and numpy version."""

@@ -42,9 +42,7 @@ def lengths(records: Iterable[LengthsRecord], context: Context) -> Iterator[Sess
             added = row.prompt - kept
             content = (Drawn(context.vocabulary, f"append/{number}/{index}", added),) if added else ()
             keep_tokens = None if kept == history else kept
-            turns.append(
-                Turn(content, max(1, row.out), keep_tokens=keep_tokens, gap_s=max(0.0, row.gap_s or 0.0))
-            )
+            turns.append(Turn(content, max(1, row.out), keep_tokens=keep_tokens, gap_s=max(0.0, row.gap_s or 0.0)))
             history = row.prompt + turns[-1].gen_tokens
         yield from _session(str(record.id), tuple(turns))
 

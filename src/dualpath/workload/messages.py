@@ -33,9 +33,7 @@ def message_exchanges(messages: list[Message], render: Render) -> Iterator[Excha
         yield answer_exchange(messages[:index], message, render, gap_s=gap_s)
 
 
-def answer_exchange(
-    before: list[Message], answer: Message, render: Render, *, gap_s: float = 0.0
-) -> Exchange:
+def answer_exchange(before: list[Message], answer: Message, render: Render, *, gap_s: float = 0.0) -> Exchange:
     """The request of `before`, answered by the message `answer`."""
     prompt = render(before)
     output = _output_text(prompt, before, answer, render)

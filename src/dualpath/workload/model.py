@@ -47,11 +47,11 @@ class Session(msgspec.Struct, frozen=True):
     start_s: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.turns and not self.turns[0].append_tokens:
+            raise ConfigError(f"session {self.id} begins with an empty prompt")
         for index, turn in enumerate(self.turns):
             if turn.base is not None and not 0 <= turn.base < index:
-                raise ConfigError(
-                    f"session {self.id}: turn {index} builds on turn {turn.base}, which is not before it"
-                )
+                raise ConfigError(f"session {self.id}: turn {index} builds on turn {turn.base}, which is not before it")
 
 
 class History:

@@ -59,9 +59,7 @@ def generate(
     if preset not in PRESETS:
         raise ConfigError(f"no preset {preset!r}; there are {', '.join(sorted(PRESETS))}")
     if agents < 1 or not 0 <= shared_prompt_tokens < PRESETS[preset].first_prompt_tokens * _SPREAD:
-        raise ConfigError(
-            "give at least 1 agent, and a shared prompt of less than half the preset's first prompt"
-        )
+        raise ConfigError("give at least 1 agent, and a shared prompt of less than half the preset's first prompt")
     vocabulary = Vocabulary(vocab, low, seed)
     return [_agent(PRESETS[preset], index, vocabulary, shared_prompt_tokens) for index in range(agents)]
 

@@ -133,9 +133,7 @@ def _recognise(path: Path, line: bytes) -> _Format:
             return trace
     known = "; ".join(", ".join(sorted(trace.fields)) for trace in _FORMATS)
     found = ", ".join(sorted(fields)) or "no JSON object"
-    raise ConfigError(
-        f"{path} is no workload in a known format. Its first record has {found}; known are: {known}"
-    )
+    raise ConfigError(f"{path} is no workload in a known format. Its first record has {found}; known are: {known}")
 
 
 def _no_tokenizer(text: str) -> list[int]:
