@@ -25,9 +25,7 @@ TIMING_HEADER = "x-dualpath-timing"
 class GenerationEndpoint:
     """An ASGI app; as such it sees the client's disconnect, which cancels the request in the cluster."""
 
-    def __init__(
-        self, service: Service, shape: type[CompletionRequest | ChatRequest], reply: type[Reply]
-    ) -> None:
+    def __init__(self, service: Service, shape: type[CompletionRequest | ChatRequest], reply: type[Reply]) -> None:
         self._service = service
         self._shape = shape
         self._reply = reply
@@ -48,6 +46,7 @@ class GenerationEndpoint:
             self._service.latencies.ended(outcome)
 
     async def _serve(self, body: bytes, timing: bool, send: Send) -> None:
+        arrived_ns = time.monotonic_ns()
         request = parse(body, self._shape)
         request_id = self._reply.id_prefix + secrets.token_hex(16)
         submission, prompt = await self._service.prepare(request, request_id)
@@ -57,7 +56,7 @@ class GenerationEndpoint:
             usage=bool(request.stream_options and request.stream_options.include_usage),
         )  # fmt: skip
         sender = Sender(send, request_id, self._service.limits.send_timeout_s)
-        async with aclosing(self._service.generate(submission)) as parts:
+        async with aclosing(self._service.generate(submission, arrived_ns)) as parts:
             if request.stream:
                 await _stream(parts, submission, request, reply, sender, timing=timing)
             else:
@@ -114,9 +113,7 @@ async def _whole(
         if isinstance(part, End):
             usage = usage_of(submission.prompt_tokens, part.done)
             data = msgspec.json.encode(reply.whole("".join(text), part.reason, ids, gaps, usage))
-            extra = (
-                [(TIMING_HEADER, msgspec.json.encode(part.done.timeline).decode("ascii"))] if timing else []
-            )
+            extra = [(TIMING_HEADER, msgspec.json.encode(part.done.timeline).decode("ascii"))] if timing else []
             await sender.start("application/json", ("content-length", str(len(data))), *extra)
             await sender.body(data, more=False)
         else:

@@ -37,9 +37,7 @@ async def run_gateway(
     if api_key == "":
         raise ConfigError("the API key is empty; give one of some length or none at all")
     if api_key is None and not is_loopback(host):
-        raise ConfigError(
-            f"host {host} is reachable from other machines; give an API key, or use host 127.0.0.1"
-        )
+        raise ConfigError(f"host {host} is reachable from other machines; give an API key, or use host 127.0.0.1")
     app = build_app(client, Tokenizer.load(Path(spec.path)), api_key=api_key, limits=limits)
     with listen(host, port) as listener:
         config = uvicorn.Config(
@@ -68,9 +66,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"port {port} does not exist; ports go from 0 to 65535") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise ConfigError(
-                f"port {port} on {host} is in use; choose another port or stop what uses it"
-            ) from None
+            raise ConfigError(f"port {port} on {host} is in use; choose another port or stop what uses it") from None
         raise ConfigError(
             f"cannot listen on {host} port {port}: {error.strerror}; choose another host or port"
         ) from None

@@ -78,9 +78,7 @@ class CompletionRequest(GenerationRequest, kw_only=True, forbid_unknown_fields=T
         prompt: Any = self.prompt
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
             if len(prompt) > 1:
-                raise RequestError(
-                    "only one prompt a request is supported; send one request each", param="prompt"
-                )
+                raise RequestError("only one prompt a request is supported; send one request each", param="prompt")
             prompt = prompt[0]
         if not prompt:
             raise RequestError("the prompt is empty", param="prompt")
@@ -112,9 +110,7 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
 
     def as_template_input(self) -> dict[str, str]:
         """What the chat template sees."""
-        parts = (
-            [part.text for part in self.content] if isinstance(self.content, list) else [self.content or ""]
-        )
+        parts = [part.text for part in self.content] if isinstance(self.content, list) else [self.content or ""]
         named = {"name": self.name} if self.name else {}
         return {
             "role": "system" if self.role == "developer" else self.role,
@@ -159,9 +155,7 @@ def _drop_neutral(fields: dict[str, Any], *, logprobs: tuple[Any, ...]) -> None:
         value = fields.pop(name, None)
         if value is not None and value not in neutral:
             words = f"; leave it out or send {neutral[0]!r}" if neutral else "; leave it out"
-            raise RequestError(
-                f"parameter {name!r} is not supported{words}", param=name, code="unsupported_parameter"
-            )
+            raise RequestError(f"parameter {name!r} is not supported{words}", param=name, code="unsupported_parameter")
 
 
 def _param(message: str) -> str | None:

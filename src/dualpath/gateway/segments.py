@@ -66,16 +66,10 @@ def hard_tokens(backend: tokenizers.Tokenizer) -> "re.Pattern[str] | None":
 
     Longest first: a regular expression takes the first alternative, the tokenizer the longest.
     """
-    raw = [
-        token
-        for token in backend.get_added_tokens_decoder().values()
-        if not token.normalized and token.content
-    ]
+    raw = [token for token in backend.get_added_tokens_decoder().values() if not token.normalized and token.content]
     settings = msgspec.json.decode(backend.to_str())
     if any(token.lstrip or token.rstrip or token.single_word for token in raw) or not raw:
         return None
-    if b'"first"' in msgspec.json.encode(
-        settings["pre_tokenizer"]
-    ):  # Metaspace marks only the text's first piece
+    if b'"first"' in msgspec.json.encode(settings["pre_tokenizer"]):  # Metaspace marks only the text's first piece
         return None
     return re.compile("|".join(re.escape(t.content) for t in sorted(raw, key=lambda t: -len(t.content))))

@@ -63,9 +63,7 @@ class Service:
         self._client = client
         self._tokenizer = tokenizer
         self._active = 0
-        self._encoder = ThreadPoolExecutor(
-            1, "tokenizer"
-        )  # one thread: long prompts leave the event loop free
+        self._encoder = ThreadPoolExecutor(1, "tokenizer")  # one thread: long prompts leave the event loop free
 
     @property
     def spec(self) -> ModelSpec:
@@ -97,20 +95,14 @@ class Service:
         finally:
             self._active -= 1
 
-    async def prepare(
-        self, request: CompletionRequest | ChatRequest, request_id: str
-    ) -> tuple[Submission, list[int]]:
+    async def prepare(self, request: CompletionRequest | ChatRequest, request_id: str) -> tuple[Submission, list[int]]:
         """Tokens, limits and keys of a request; RequestError when it can never be served."""
         if request.model != self.spec.name:
             words = f"the model {request.model!r} does not exist; this server has {self.spec.name!r}"
             raise RequestError(words, param="model", code="model_not_found", status=404)
-        return await asyncio.get_running_loop().run_in_executor(
-            self._encoder, self._prepare, request, request_id
-        )
+        return await asyncio.get_running_loop().run_in_executor(self._encoder, self._prepare, request, request_id)
 
-    def _prepare(
-        self, request: CompletionRequest | ChatRequest, request_id: str
-    ) -> tuple[Submission, list[int]]:
+    def _prepare(self, request: CompletionRequest | ChatRequest, request_id: str) -> tuple[Submission, list[int]]:
         tokens = self._tokens(request)
         packed = pack_tokens(tokens)
         layout = self.spec.layout
@@ -149,20 +141,20 @@ class Service:
             raise RequestError(words, param=param, code="context_length_exceeded")
         return wanted
 
-    async def generate(self, submission: Submission) -> AsyncGenerator[Part | End, None]:
-        """Serve a submission: Parts, then one End. Closing it early cancels the request in the cluster."""
+    async def generate(self, submission: Submission, arrived_ns: int) -> AsyncGenerator[Part | End, None]:
+        """Serve a submission: Parts, then one End. Closing it early cancels the request in the cluster.
+
+        Latencies count from `arrived_ns` on the monotonic clock.
+        """
         text = self._tokenizer.answer(submission.sampling.stop)
-        started_ns = time.monotonic_ns()
-        watch = Stopwatch(started_ns)
-        async with aclosing(
-            cast(AsyncGenerator[Tokens | Done, None], self._client.submit(submission))
-        ) as events:
+        watch = Stopwatch(arrived_ns)
+        async with aclosing(cast(AsyncGenerator[Tokens | Done, None], self._client.submit(submission))) as events:
             while isinstance(event := await self._next(events), Tokens):
                 watch.saw(len(event.ids), time.monotonic_ns())
                 yield Part(text.push(event.ids), event.ids, event.gaps)
             rest = text.finish()
             reason = "stop" if text.stopped else str(event.reason)
-            e2e_ns = time.monotonic_ns() - started_ns
+            e2e_ns = time.monotonic_ns() - arrived_ns
             self.latencies.observe(watch, e2e_ns)
             self.history.add(event, submission.prompt_tokens, watch, reason, e2e_ns)
             yield End(rest, reason, event)
@@ -172,9 +164,7 @@ class Service:
             async with asyncio.timeout(self.limits.event_timeout_s):
                 return await anext(events)
         except TimeoutError:
-            raise ServiceError(
-                f"the cluster was silent for {self.limits.event_timeout_s:g} s; try again"
-            ) from None
+            raise ServiceError(f"the cluster was silent for {self.limits.event_timeout_s:g} s; try again") from None
         except StopAsyncIteration:
             raise ServiceError("the cluster ended the request without a result; try again") from None
 

@@ -30,9 +30,7 @@ class Tokenizer:
         """Read tokenizer.json and chat template of a Hugging Face folder; ConfigError when absent."""
         path = folder / "tokenizer.json"
         if not path.exists():
-            raise ConfigError(
-                f"{path} does not exist; give a model folder with a fast tokenizer (tokenizer.json)"
-            )
+            raise ConfigError(f"{path} does not exist; give a model folder with a fast tokenizer (tokenizer.json)")
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
@@ -61,6 +59,4 @@ def _added_around(backend: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
     for start in range(len(full) - len(plain) + 1):
         if full[start : start + len(plain)] == plain:
             return full[:start], full[start + len(plain) :]
-    raise ConfigError(
-        "the tokenizer's post-processor changes the text's own tokens; this version cannot serve it"
-    )
+    raise ConfigError("the tokenizer's post-processor changes the text's own tokens; this version cannot serve it")

@@ -26,9 +26,7 @@ class Reply:
         self._prompt_ids = prompt_ids
         self._null_usage = {"usage": None} if usage else {}
 
-    def whole(
-        self, text: str, reason: str, ids: list[int], gaps: list[float], usage: dict[str, Any]
-    ) -> dict[str, Any]:
+    def whole(self, text: str, reason: str, ids: list[int], gaps: list[float], usage: dict[str, Any]) -> dict[str, Any]:
         """The answer of a request without streaming."""
         choice = {**self._whole_choice(text), **self._choice(reason), **self._token_fields(ids, gaps)}
         return {**self._head, "object": self.object_name, **self._prompt_fields(choice), "usage": usage}
@@ -37,9 +35,7 @@ class Reply:
         """The chunk before any text: here only when the prompt's token ids were asked for."""
         return None if self._prompt_ids is None else self._first(self.chunk("", [], []))
 
-    def chunk(
-        self, text: str, ids: list[int], gaps: list[float], reason: str | None = None
-    ) -> dict[str, Any]:
+    def chunk(self, text: str, ids: list[int], gaps: list[float], reason: str | None = None) -> dict[str, Any]:
         """One part of the answer; the last one has a reason."""
         choice = {**self._chunk_choice(text), **self._choice(reason), **self._token_fields(ids, gaps)}
         return {**self._head, "object": self.chunk_name, "choices": [choice], **self._null_usage}
