@@ -40,9 +40,7 @@ def with_server(
 
     async def run() -> None:
         port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        serving = run_gateway(
-            cluster, cluster.spec, port=0, api_key=KEY, limits=limits, on_listening=port.set_result
-        )
+        serving = run_gateway(cluster, cluster.spec, port=0, api_key=KEY, limits=limits, on_listening=port.set_result)
         server = asyncio.create_task(serving)
         url = f"http://127.0.0.1:{await asyncio.wait_for(port, 10)}/v1"
         async with openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=20) as client:
@@ -59,16 +57,12 @@ def test_chat_completion_models(cluster: FakeCluster) -> None:
         assert [model.id async for model in client.models.list()] == ["fake"]
         assert (await client.models.retrieve("fake")).id == "fake"
         answer = await client.chat.completions.create(model="fake", messages=HELLO)
-        assert (
-            answer.choices[0].message.content == "Hello, wörld" and answer.choices[0].finish_reason == "stop"
-        )
+        assert answer.choices[0].message.content == "Hello, wörld" and answer.choices[0].finish_reason == "stop"
         assert answer.usage and answer.usage.prompt_tokens_details
         assert answer.usage.prompt_tokens_details.cached_tokens == CACHED_TOKENS
         assert answer._request_id == answer.id
         extra = {"return_token_ids": True, "ignore_eos": True}
-        text = await client.completions.create(
-            model="fake", prompt=ids_of("abc"), max_tokens=5, extra_body=extra
-        )
+        text = await client.completions.create(model="fake", prompt=ids_of("abc"), max_tokens=5, extra_body=extra)
         assert text.choices[0].text == "Hello" and text.choices[0].finish_reason == "length"
         assert text.choices[0].model_extra and text.choices[0].model_extra["token_ids"] == ids_of("Hello")
 
@@ -85,9 +79,7 @@ def test_streams(cluster: FakeCluster) -> None:
         chunks = [chunk async for chunk in stream]
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
         assert text == "Hello, wörld" and chunks[-1].usage and chunks[-1].usage.completion_tokens == 13
-        parts = [
-            part async for part in await client.completions.create(model="fake", prompt="x", stream=True)
-        ]
+        parts = [part async for part in await client.completions.create(model="fake", prompt="x", stream=True)]
         assert "".join(part.choices[0].text for part in parts) == "Hello, wörld"
 
     with_server(cluster, use)

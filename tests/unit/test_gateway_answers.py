@@ -67,9 +67,7 @@ def test_sampling_fields_arrive() -> None:
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed) == (0.0, 0.5, 0, 2**63 - 1)
     assert sampling.stop == ("a", "b") and sampling.ignore_eos
     complete(cluster, stop="a", max_tokens=None, temperature=None)
-    assert (
-        cluster.submissions[1].sampling.stop == ("a",) and cluster.submissions[1].sampling.temperature == 1.0
-    )
+    assert cluster.submissions[1].sampling.stop == ("a",) and cluster.submissions[1].sampling.temperature == 1.0
 
 
 @pytest.mark.parametrize("prompt", ["abc", ["abc"], ids_of("abc"), [ids_of("abc")]])
@@ -114,9 +112,7 @@ def test_token_ids_whole_and_streamed() -> None:
     assert chunks[0]["choices"][0]["prompt_token_ids"] == ids_of("abcdefghij")
     assert [t for c in chunks for t in c["choices"][0]["token_ids"]] == ids
     body = chat(FakeCluster(), return_token_ids=True).json()
-    assert (
-        body["prompt_token_ids"] == ids_of("<user>hi<assistant>") and body["choices"][0]["token_ids"] == ids
-    )
+    assert body["prompt_token_ids"] == ids_of("<user>hi<assistant>") and body["choices"][0]["token_ids"] == ids
     first, *rest = events(chat(FakeCluster(), return_token_ids=True, stream=True))
     assert first["prompt_token_ids"] == body["prompt_token_ids"] and "prompt_token_ids" not in rest[0]
 

@@ -31,9 +31,7 @@ def complete(cluster: FakeCluster, headers: dict[str, str] | None = None, **fiel
     ("error", "status"),
     [(ServiceError("no engines"), 503), (RequestError("too big"), 400), (ZeroDivisionError("secret"), 500)],
 )
-def test_errors_of_the_cluster(
-    error: Exception, status: int, stream: bool, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_errors_of_the_cluster(error: Exception, status: int, stream: bool, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.CRITICAL):
         response = complete(FakeCluster(error=error), stream=stream)
     assert response.status_code == status and error_of(response)

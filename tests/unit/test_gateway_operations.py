@@ -25,9 +25,7 @@ def test_timing_header_comment_and_explain() -> None:
     cluster = FakeCluster()
 
     async def run() -> list[httpx.Response]:
-        async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(app_of(cluster)), base_url="http://g"
-        ) as http:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app_of(cluster)), base_url="http://g") as http:
             body = {"model": "fake", "prompt": "x"}
             timing = {"x-dualpath-timing": "1"}
             whole = await http.post("/v1/completions", json=body, headers=timing)
@@ -45,10 +43,7 @@ def test_timing_header_comment_and_explain() -> None:
     }  # fmt: skip
     assert missing.status_code == 404 and error_of(missing)["code"] == "request_not_found"
     assert 'dualpath_gateway_requests_total{outcome="served"} 2.0' in metrics.text
-    assert (
-        "dualpath_ttft_seconds_count 2.0" in metrics.text
-        and "dualpath_tpot_seconds_count 2.0" in metrics.text
-    )
+    assert "dualpath_ttft_seconds_count 2.0" in metrics.text and "dualpath_tpot_seconds_count 2.0" in metrics.text
 
 
 def test_models_health_cluster_metrics() -> None:

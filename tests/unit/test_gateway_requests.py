@@ -116,6 +116,4 @@ def test_too_long_too_large_unknown_model_and_unknown_path() -> None:
     response = complete(FakeCluster(), model="other")
     assert response.status_code == 404 and error_of(response)["code"] == "model_not_found"
     assert ask(app_of(FakeCluster()), "GET", "/nowhere").status_code == 404
-    assert error_of(ask(app_of(FakeCluster()), "GET", "/v1/completions"))["message"].startswith(
-        "Method Not Allowed"
-    )
+    assert error_of(ask(app_of(FakeCluster()), "GET", "/v1/completions"))["message"].startswith("Method Not Allowed")

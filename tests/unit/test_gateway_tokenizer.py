@@ -141,9 +141,7 @@ def test_load_renders_the_chat_template_and_adds_bos_only_to_plain_text(tmp_path
     backend = train()
     bos = backend.token_to_id("<s>")
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
-    tokenizer = Tokenizer.load(
-        save(tmp_path, backend, chat_template=CHATML, eos_token={"content": "<|im_end|>"})
-    )
+    tokenizer = Tokenizer.load(save(tmp_path, backend, chat_template=CHATML, eos_token={"content": "<|im_end|>"}))
     assert tokenizer.encode_text("the fox") == backend.encode("the fox").ids
     rendered = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     expected = backend.encode(rendered, add_special_tokens=False).ids
@@ -154,9 +152,7 @@ def test_load_renders_the_chat_template_and_adds_bos_only_to_plain_text(tmp_path
 
 def test_template_file_wins_and_sees_special_tokens_and_helpers(tmp_path: Path) -> None:
     save(tmp_path, BACKEND, chat_template="unused", bos_token="<s>")
-    (tmp_path / "chat_template.jinja").write_text(
-        "{{ bos_token }}{{ messages | tojson }}{{ strftime_now('%Y')[:1] }}"
-    )
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}{{ messages | tojson }}{{ strftime_now('%Y')[:1] }}")
     ids = Tokenizer.load(tmp_path).encode_chat([{"role": "user", "content": "é"}])
     text = BACKEND.decode(ids, skip_special_tokens=False)
     assert text == '<s>[{"role": "user", "content": "é"}]2'
@@ -197,9 +193,7 @@ def test_real_tokenizers_encode_alike_with_and_without_the_cache() -> None:
         backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         cache, tokenizer, chat = SegmentCache(backend), Tokenizer.load(folder), []
         for n in range(5):
-            chat.append(
-                {"role": ("user", "assistant")[n % 2], "content": f"turn {n}: naïve 日本語 <|im_end|> \n\n x"}
-            )
+            chat.append({"role": ("user", "assistant")[n % 2], "content": f"turn {n}: naïve 日本語 <|im_end|> \n\n x"})
             assert tokenizer._template is not None
             text = tokenizer._template.render(chat)
             expected = backend.encode(text, add_special_tokens=False).ids

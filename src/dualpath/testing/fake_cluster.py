@@ -50,9 +50,7 @@ class FakeCluster:
     )  # fmt: skip
     max_request_tokens = 900
 
-    def __init__(
-        self, answer: str = "Hello, wörld", *, error: Exception | None = None, fail_at: int = 0
-    ) -> None:
+    def __init__(self, answer: str = "Hello, wörld", *, error: Exception | None = None, fail_at: int = 0) -> None:
         self.answer, self.error, self.fail_at = answer, error, fail_at
         self.submissions: list[Submission] = []
         self.cancelled: list[str] = []
@@ -88,9 +86,7 @@ class FakeCluster:
         return self.state
 
 
-def ask(
-    app: Any, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
-) -> httpx.Response:
+def ask(app: Any, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> httpx.Response:
     """One request to an ASGI app, without a socket; a body that is not bytes is sent as JSON."""
 
     async def run() -> httpx.Response:
