@@ -55,6 +55,15 @@ def test_tool_calls_are_part_of_the_answer(tmp_path: Path) -> None:
     assert replay(session, ["R", "R"])[1] == "user: hi\nassistant: R\ntool: seen\nassistant: "
 
 
+def test_chat_template_closes_the_real_answer(tmp_path: Path) -> None:
+    def render(messages: list[dict[str, Any]]) -> str:
+        return "".join(f"<{m['role'][0]}>{m['content'].strip()}</>\n" for m in messages) + "<a>"
+
+    (session,) = read(tmp_path, {"messages": talk("hi", " one ", "b", "two")}, tokenize=letters, render=render)
+    assert replay(session, ["REAL", "R"]) == ["<u>hi</>\n<a>", "<u>hi</>\n<a>REAL</>\n<u>b</>\n<a>"]
+    assert [turn.gen_tokens for turn in session.turns] == [3, 3]
+
+
 def test_chat_template_that_drops_old_answers(tmp_path: Path) -> None:
     def render(messages: list[dict[str, Any]]) -> str:
         shown = [m for i, m in enumerate(messages) if m["role"] == "user" or i >= len(messages) - 1]
