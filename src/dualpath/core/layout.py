@@ -6,7 +6,7 @@ import msgspec
 
 
 class BlockLayout(msgspec.Struct, frozen=True):
-    """A full block is `[n_layers, block_tokens, token_bytes]`; a layer block is one `[block_tokens, token_bytes]` of it.
+    """A full block is `[n_layers, block_tokens, token_bytes]`; a layer block is one `[block_tokens, token_bytes]`.
 
     For the reference engine the bytes of a token in a layer are `[2 (K, V), kv_heads, head_dim]` in `dtype`.
     """

@@ -30,7 +30,7 @@ def load_spec(
     folder: Path, *, name: str, block_tokens: int = 64, dtype: str = "float32", max_context_tokens: int | None = None,
     version: str | None = None,
 ) -> ModelSpec:  # fmt: skip
-    """Read config.json and fingerprint the weights (or take `version` instead); ConfigError when it is no such folder."""
+    """Read config.json and fingerprint the weights (or take `version` instead); ConfigError if it is no such folder."""
     config = _read_json(folder / "config.json")
     eos = _eos_tokens(folder, config)
     try:

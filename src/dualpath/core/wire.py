@@ -393,7 +393,8 @@ ToScheduler = (
 )  # fmt: skip
 ToGateway = Welcome | Refused | Report | Done | Tokens
 ToAgent = (
-    NodeAccepted | NodeRefused | Rejoin | OpenPrefill | OpenDecode | StartPull | Persist | Release | StartPrefill | StartDecode
+    NodeAccepted | NodeRefused | Rejoin | OpenPrefill | OpenDecode | StartPull | Persist | Release | StartPrefill
+    | StartDecode
 )  # fmt: skip
 EngineToAgent = (
     EngineHello | StreamBatch | BlockFilled | GrantDropped | EngineReport | PrefillStarted | PrefillFinished

@@ -14,8 +14,8 @@ ATTENTION = "dualpath"
 class LayerAttention(Protocol):
     """What an engine does in one layer of one forward: store the new KV, attend over all of it.
 
-    `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[tokens, kv_heads, head_dim]`, rows as in the forward's
-    tokens, rope already applied; returns `[tokens, heads, head_dim]`. Called once a layer, layers in order.
+    `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[tokens, kv_heads, head_dim]`, rows as in the
+    forward's tokens, rope already applied; returns `[tokens, heads, head_dim]`. Called once a layer, layers in order.
     `scaling` and `window` (None: all) go to attend_one as they are.
     """
 

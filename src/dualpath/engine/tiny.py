@@ -1,8 +1,8 @@
 """A random-weight Llama that costs almost nothing and still makes every cached byte matter.
 
 Its attention is peaked (scores with a deviation of about SCORE_SPREAD) and outweighs the residual stream, so
-greedy text does not settle into a loop and a single wrong block of KV changes it. It speaks printable ASCII, one
-byte a token, so that its text turns back into the same tokens.
+greedy text does not settle into a loop and a single wrong block of KV changes it. It speaks printable ASCII,
+one byte a token, so that its text turns back into the same tokens.
 """
 
 import string
@@ -50,20 +50,13 @@ def parse_shape(text: str) -> TinyShape:
     try:
         shape = msgspec.convert(pairs, TinyShape, strict=False)
     except msgspec.ValidationError as error:
-        raise ConfigError(
-            f"--model {text}: {error}; fields are {', '.join(TinyShape.__struct_fields__)}"
-        ) from None
-    smallest = min(
-        shape.layers, shape.heads, shape.kv_heads, shape.head_dim, shape.hidden, shape.intermediate
-    )
-    if len(pairs) != len(settings.split(",")) - (not settings) or smallest < 1 or shape.context < 2:
-        raise ConfigError(
-            f"--model {text}: write for example tiny:layers=4,heads=2,seed=1, all but seed positive"
-        )
-    if shape.heads % shape.kv_heads or shape.head_dim % 2 or shape.vocab <= END:
-        raise ConfigError(
-            f"--model {text}: heads must divide by kv_heads, head_dim by 2; vocab must exceed {END}"
-        )
+        raise ConfigError(f"--model {text}: {error}; fields are {', '.join(TinyShape.__struct_fields__)}") from None
+    malformed = len(pairs) != (settings.count(",") + 1 if settings else 0)
+    positive = min(shape.layers, shape.kv_heads, shape.head_dim, shape.hidden, shape.intermediate) > 0
+    if malformed or not positive or shape.seed < 0 or shape.context < 2:
+        raise ConfigError(f"--model {text}: write for example tiny:layers=4,heads=2,seed=1, with sizes above 0")
+    if shape.heads < 1 or shape.heads % shape.kv_heads or shape.head_dim % 2 or shape.vocab <= END:
+        raise ConfigError(f"--model {text}: heads must divide by kv_heads, head_dim by 2; vocab must exceed {END}")
     return shape
 
 
@@ -71,9 +64,7 @@ def write_tiny(shape: TinyShape, folder: Path) -> None:
     """A complete Hugging Face folder, the same bytes for the same shape."""
     save_file(_weights(shape), folder / "model.safetensors", metadata={"format": "pt"})
     _write_json(folder / "config.json", _config(shape))
-    _write_json(
-        folder / "generation_config.json", {"eos_token_id": END, "pad_token_id": 256, "bos_token_id": 257}
-    )
+    _write_json(folder / "generation_config.json", {"eos_token_id": END, "pad_token_id": 256, "bos_token_id": 257})
     _tokenizer(shape.vocab).save(str(folder / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", {
         "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": SPECIALS[0], "bos_token": SPECIALS[1],
@@ -133,11 +124,9 @@ def _speak_ascii(lm_head: torch.Tensor) -> torch.Tensor:
 
 def _tokenizer(vocab: int) -> Tokenizer:
     """Token i is byte i; ids after the specials are never made by text but have a name to be shown by."""
-    names = _byte_names()
-    fillers = {f"<|{index}|>": index for index in range(256 + len(SPECIALS), vocab)}
-    tokenizer = Tokenizer(
-        models.BPE(vocab={name: byte for byte, name in enumerate(names)} | fillers, merges=[])
-    )
+    ids = {name: index for index, name in enumerate([*_byte_names(), *SPECIALS])}
+    fillers = {f"<|{index}|>": index for index in range(len(ids), vocab)}
+    tokenizer = Tokenizer(models.BPE(vocab=ids | fillers, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIALS])

@@ -1,1 +1,1 @@
-"""Sans-IO state machines: life of a request, slot ledger, membership. Live cluster and simulator drive the same ones."""
+"""Sans-IO state machines: life of a request, slots, membership. Live cluster and simulator drive the same ones."""

@@ -490,7 +490,7 @@ class ClusterMachine:
         return Hit(blocks, retained)
 
     def _plan(self, hit: Hit, prefill: Node, decode: Node) -> ReadPlan:
-        """The policy plans the blocks before the first retained one; stray stored ones after it go to the decode side."""
+        """The policy plans the blocks before the first retained one; stored ones after it go to the decode side."""
         first_retained = min((r.block for r in hit.retained), default=hit.blocks)
         block_tokens = self._settings.block_tokens
         plan = self._plan_read(BlockRange(0, first_retained), prefill.load(), decode.load(), block_tokens, self._plans)

@@ -37,5 +37,6 @@ async def _run(config: Config) -> None:
 
 async def rebuild(index: PrefixIndex, store: Store) -> None:
     """Fill the index with what the store holds: hits survive restarts."""
-    index.add_durable([key async for key in store.keys()])
+    stored = store.keys()
+    index.add_durable([key async for key in stored])
     log.info("the store holds %d blocks of this model", len(index))

@@ -134,7 +134,7 @@ class Scheduler:
 
     def _refuses(self, message: wire.NodeHello) -> str | None:
         if message.version != wire.PROTOCOL_VERSION:
-            return f"it speaks protocol {message.version}, this scheduler {wire.PROTOCOL_VERSION}; install the same version"
+            return f"it speaks protocol {message.version}, we speak {wire.PROTOCOL_VERSION}; install the same version"
         if message.layout != self._spec.layout:
             return (
                 f"its layout is {message.layout}, this cluster's is {self._spec.layout}; give all roles the same model"

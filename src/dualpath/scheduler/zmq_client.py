@@ -1,7 +1,7 @@
 """SchedulerClient over ZeroMQ: requests to the scheduler, tokens straight from the engines.
 
-Survives a restart of the scheduler: what was under way is submitted again. Sampling is keyed by (seed, position), so the
-tokens that come again are the same; those that were delivered already are left out.
+Survives a restart of the scheduler: what was under way is submitted again. Sampling is keyed by (seed, position), so
+the tokens that come again are the same; those that were delivered already are left out.
 """
 
 import asyncio

@@ -190,9 +190,7 @@ class TransportTests:
                 await caller.transport.fetch(server.remote(piece), local(piece), lane=Lane.LAYERS)
                 assert caller.bytes_of(piece) == server.bytes_of(piece)
                 with pytest.raises(TransferError):
-                    await caller.transport.fetch(
-                        server.remote(piece), local(piece, region="window"), lane=Lane.LAYERS
-                    )
+                    await caller.transport.fetch(server.remote(piece), local(piece, region="window"), lane=Lane.LAYERS)
 
         self.run(test)
 
@@ -280,12 +278,8 @@ class TransportTests:
 
         async def test() -> None:
             async with self.nodes(tmp_path) as (caller, server):
-                await caller.transport.fetch(
-                    server.remote(Range(0, 300)), local(Range(0, 300)), lane=Lane.LAYERS
-                )
-                await caller.transport.push(
-                    local(Range(0, 500)), server.remote(Range(0, 500)), lane=Lane.BLOCKS
-                )
+                await caller.transport.fetch(server.remote(Range(0, 300)), local(Range(0, 300)), lane=Lane.LAYERS)
+                await caller.transport.push(local(Range(0, 500)), server.remote(Range(0, 500)), lane=Lane.BLOCKS)
                 await asyncio.sleep(0.05)
                 ours = {"layers_in": 300, "layers_out": 0, "blocks_in": 0, "blocks_out": 500}
                 theirs = {"layers_in": 0, "layers_out": 300, "blocks_in": 500, "blocks_out": 0}

@@ -76,12 +76,12 @@ class Transport(Protocol):
     async def fetch(self, source: RemoteRanges, into: LocalRanges, *, lane: Lane) -> None:
         """Copy the peer's ranges into ours. Returns when the bytes are here.
 
-        ValueError when own ranges are wrong, TransferError when the transfer failed; it is GrantExpired when the
-        peer's owner refused the grant.
+        ValueError when own ranges are wrong; TransferError when the transfer failed, and of its kind GrantExpired
+        when the peer's owner refused the grant.
         """
 
     async def push(self, source: LocalRanges, into: RemoteRanges, *, lane: Lane) -> None:
-        """Copy our ranges into the peer's. Returns when the peer has acknowledged the bytes; errors as fetch."""
+        """Copy our ranges into the peer's. Returns when the peer has acknowledged them; errors as fetch."""
 
     def lane_bytes(self) -> dict[str, int]:
         """Bytes moved so far: keys "layers_out", "layers_in", "blocks_out", "blocks_in"; both ends count."""

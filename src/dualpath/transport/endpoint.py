@@ -11,18 +11,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 
-from dualpath.core.errors import ConfigError, GrantExpired, ProtocolError, TransferError
+from dualpath.core.errors import ConfigError, ProtocolError, TransferError
 from dualpath.transport.base import Authorize, Lane, LocalRanges, RemoteRanges
 from dualpath.transport.deadlines import Deadlines
 from dualpath.transport.fds import receive_message_async, send_message_async
 from dualpath.transport.nic import NicPair
 from dualpath.transport.pool import PeerConnections
-from dualpath.transport.regions import Region, Regions, within
+from dualpath.transport.regions import Region, Regions
 from dualpath.transport.server import ConnectionServer
 from dualpath.transport.streams import readable
 from dualpath.transport.wire import (
-    MAX_RANGES,
-    MAX_TRANSFER_BYTES,
     Operation,
     Status,
     TransferReply,
@@ -131,10 +129,8 @@ class Endpoint(ABC):
 
     # Own transfers.
 
-    async def _transfer(
-        self, operation: Operation, remote: RemoteRanges, own: LocalRanges, lane: Lane
-    ) -> None:
-        local = self._local_memory(remote, own)
+    async def _transfer(self, operation: Operation, remote: RemoteRanges, own: LocalRanges, lane: Lane) -> None:
+        local = self._regions.own_memory(own, remote.ranges)
         mapped = self._mapped_identity(remote.peer, remote.region)
         ranges = tuple(remote.ranges)
         request = TransferRequest(operation, lane, remote.region, remote.grant, ranges, mapped)
@@ -142,23 +138,6 @@ class Endpoint(ABC):
             reply = await self._request(sock, remote.peer, request, local, own)
         reply.check()
         self._count(lane, "in" if operation is Operation.FETCH else "out", request)
-
-    def _local_memory(self, remote: RemoteRanges, own: LocalRanges) -> memoryview:
-        """Our region's memory; ValueError when the ranges do not fit it or each other."""
-        memory = self._regions.find(own.region).memory
-        if [r.length for r in remote.ranges] != [r.length for r in own.ranges]:
-            raise ValueError("source and destination ranges must pair up with equal lengths")
-        if not 1 <= len(own.ranges) <= MAX_RANGES:
-            raise ValueError(
-                f"a transfer of {len(own.ranges)} ranges; from 1 to {MAX_RANGES} are allowed: split it"
-            )
-        if not within(own.ranges, len(memory)):
-            raise ValueError(
-                f"ranges outside of the own region {own.region!r} of {len(memory)} bytes, or empty"
-            )
-        if sum(r.length for r in own.ranges) > MAX_TRANSFER_BYTES:
-            raise ValueError(f"a transfer of more than {MAX_TRANSFER_BYTES} bytes; split it")
-        return memory
 
     @asynccontextmanager
     async def _connection(self, peer: str, lane: Lane) -> AsyncIterator[socket.socket]:
@@ -172,9 +151,7 @@ class Endpoint(ABC):
                 yield sock
         except TimeoutError:
             why = (
-                "this endpoint was closed"
-                if self._closed
-                else f"it took longer than {self._deadlines.deadline_s:g} s"
+                "this endpoint was closed" if self._closed else f"it took longer than {self._deadlines.deadline_s:g} s"
             )
             raise TransferError(f"transfer with {peer} failed: {why}") from None
         except (OSError, ProtocolError, ConfigError) as error:
@@ -209,7 +186,7 @@ class Endpoint(ABC):
         except TransferError as error:
             if request.operation is Operation.PUSH:
                 await self._discard_push(sock, request)
-            await send_message_async(sock, encode(_refusal(error)))
+            await send_message_async(sock, encode(TransferReply.refusal(error)))
             return
         if request.operation is Operation.FETCH:
             with region.use(request.grant):
@@ -218,9 +195,17 @@ class Endpoint(ABC):
         else:
             with region.use(request.grant):
                 await self._serve_push(sock, request, region)
-                reply = _acknowledge(region, request)
+                reply = self._acknowledgement(request)
             self._count(request.lane, "in", request)
             await send_message_async(sock, encode(reply))
+
+    def _acknowledgement(self, request: TransferRequest) -> TransferReply:
+        """OK when the push was granted from beginning to end."""
+        try:
+            self._granted(request)
+        except TransferError as error:
+            return TransferReply.refusal(error)
+        return TransferReply(Status.OK)
 
     def _granted(self, request: TransferRequest) -> Region:
         """The region, when the request may touch it; TransferError says why not."""
@@ -230,17 +215,3 @@ class Endpoint(ABC):
 
     def _count(self, lane: Lane, way: str, request: TransferRequest) -> None:
         self._bytes[f"{lane.name.lower()}_{way}"] += request.total_bytes
-
-
-def _refusal(error: TransferError) -> TransferReply:
-    status = Status.GRANT_EXPIRED if isinstance(error, GrantExpired) else Status.REFUSED
-    return TransferReply(status, str(error))
-
-
-def _acknowledge(region: Region, request: TransferRequest) -> TransferReply:
-    """An acknowledged push was granted from beginning to end."""
-    try:
-        region.check(request.grant, request.ranges)
-    except TransferError as error:
-        return _refusal(error)
-    return TransferReply(Status.OK)

@@ -24,9 +24,7 @@ class SharedMemory:
             self._map = mmap.mmap(fd, os.fstat(fd).st_size)
         except (OSError, ValueError) as error:
             os.close(fd)
-            raise ConfigError(
-                f"cannot map shared memory: {error}; free memory or give less to --arena"
-            ) from None
+            raise ConfigError(f"cannot map shared memory: {error}; free memory or give less to --arena") from None
         self.fd = fd
         self.view = memoryview(self._map)
 
@@ -49,9 +47,7 @@ class SharedMemory:
         except OSError as error:
             os.close(fd)
             size = format_bytes(size_bytes)
-            raise ConfigError(
-                f"cannot take {size} of shared memory: {error.strerror}; give less to --arena"
-            ) from None
+            raise ConfigError(f"cannot take {size} of shared memory: {error.strerror}; give less to --arena") from None
         return cls(fd)
 
     @property

@@ -16,9 +16,7 @@ from dualpath.transport.base import Lane
 
 PIECE_BYTES = 256 * 1024
 _LAYERS_IN_A_ROW = 15  # while BLOCKS wait
-_AHEAD = (
-    1  # pieces a transfer asks for beyond the one it waits for: a late wake-up then leaves no gap on the link
-)
+_AHEAD = 1  # pieces a transfer asks for beyond the one it waits for: a late wake-up then leaves no gap on the link
 _YIELD_EVERY = 4  # pieces of an unlimited link between two turns of the event loop: at most 1 MiB
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from dualpath.core.errors import ConfigError, GrantExpired, TransferError
-from dualpath.transport.base import Authorize, Range
+from dualpath.transport.base import Authorize, LocalRanges, Range
+from dualpath.transport.wire import MAX_RANGES, MAX_TRANSFER_BYTES, total_bytes
 
 
 class Region:
@@ -61,9 +62,7 @@ class Regions:
         if memory.readonly or not memory.c_contiguous:
             raise ConfigError(f"region {name!r} must be writable, contiguous memory")
         if fd >= 0 and os.fstat(fd).st_size < memory.nbytes:
-            raise ConfigError(
-                f"the file behind region {name!r} is smaller than the region's {memory.nbytes} bytes"
-            )
+            raise ConfigError(f"the file behind region {name!r} is smaller than the region's {memory.nbytes} bytes")
         self._regions[name] = Region(memory, fd, authorize)
 
     def remove(self, name: str) -> None:
@@ -76,6 +75,19 @@ class Regions:
             return self._regions[name]
         except KeyError:
             raise TransferError(f"no region {name!r} is registered") from None
+
+    def own_memory(self, own: LocalRanges, theirs: Sequence[Range]) -> memoryview:
+        """Memory of the caller's own ranges; ValueError when they do not fit it, or not the peer's ranges."""
+        memory = self.find(own.region).memory
+        if [r.length for r in theirs] != [r.length for r in own.ranges]:
+            raise ValueError("source and destination ranges must pair up with equal lengths")
+        if not 1 <= len(own.ranges) <= MAX_RANGES or total_bytes(own.ranges) > MAX_TRANSFER_BYTES:
+            raise ValueError(
+                f"a transfer has 1 to {MAX_RANGES} ranges and at most {MAX_TRANSFER_BYTES} bytes: split it"
+            )
+        if not within(own.ranges, len(memory)):
+            raise ValueError(f"ranges outside of the own region {own.region!r} of {len(memory)} bytes, or empty")
+        return memory
 
     async def drained(self, name: str, grant: int) -> None:
         """Return when no peer's transfer into or from the region under this grant is under way."""

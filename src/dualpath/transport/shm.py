@@ -11,10 +11,9 @@ import asyncio
 import os
 import secrets
 import socket
-import struct
 from pathlib import Path
 
-from dualpath.core.errors import ConfigError, ProtocolError, TransferError
+from dualpath.core.errors import ProtocolError, TransferError
 from dualpath.transport.base import Lane, LocalRanges
 from dualpath.transport.endpoint import Endpoint
 from dualpath.transport.fds import receive_message_async, send_message_async
@@ -22,6 +21,7 @@ from dualpath.transport.mapping import MappedRegions, copy_views
 from dualpath.transport.nic import PIECE_BYTES, Link, NicPair
 from dualpath.transport.regions import Cursor, Region
 from dualpath.transport.streams import receive_views, send_views
+from dualpath.transport.unix import listen_unix, of_this_user, socket_address
 from dualpath.transport.wire import Operation, Status, TransferReply, TransferRequest, decode_reply, encode
 
 _SCHEME = "shm:"
@@ -39,9 +39,7 @@ class ShmTransport(Endpoint):
     registered with their memfd.
     """
 
-    def __init__(
-        self, socket_dir: Path | None = None, *, nics: NicPair | None = None, deadline_s: float = 30
-    ) -> None:
+    def __init__(self, socket_dir: Path | None = None, *, nics: NicPair | None = None, deadline_s: float = 30) -> None:
         super().__init__(nics=nics, deadline_s=deadline_s)
         self._path = f"{socket_dir}/{_SOCKET_NAME}" if socket_dir else f"@dualpath-{secrets.token_hex(8)}"
         self._mapped = MappedRegions()
@@ -60,19 +58,10 @@ class ShmTransport(Endpoint):
             Path(self._path).unlink(missing_ok=True)
 
     def _listen(self) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            if not self._path.startswith("@"):
-                _prepare_path(Path(self._path))
-            sock.bind(_socket_name(self._path))
-            sock.listen(128)
-        except (OSError, ConfigError) as error:
-            sock.close()
-            raise ConfigError(f"cannot listen on {self._path}: {error}") from None
-        return sock
+        return listen_unix(self._path)
 
     def _admit(self, sock: socket.socket) -> bool:
-        return _of_this_user(sock)
+        return of_this_user(sock)
 
     async def _connect(self, peer: str) -> socket.socket:
         if not peer.startswith(_SCHEME):
@@ -80,8 +69,8 @@ class ShmTransport(Endpoint):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.setblocking(False)
         try:
-            await asyncio.get_running_loop().sock_connect(sock, _socket_name(peer.removeprefix(_SCHEME)))
-            if not _of_this_user(sock):
+            await asyncio.get_running_loop().sock_connect(sock, socket_address(peer.removeprefix(_SCHEME)))
+            if not of_this_user(sock):
                 raise TransferError(f"{peer} belongs to another user")
         except BaseException:
             sock.close()
@@ -151,9 +140,7 @@ class ShmTransport(Endpoint):
     async def _discard_push(self, sock: socket.socket, request: TransferRequest) -> None:
         """Nothing has come: bytes move only after the OK."""
 
-    async def _permit(
-        self, sock: socket.socket, request: TransferRequest, region: Region, link: Link
-    ) -> None:
+    async def _permit(self, sock: socket.socket, request: TransferRequest, region: Region, link: Link) -> None:
         """Let the caller copy at the pace of our NIC, and wait until it has."""
         fds = [] if request.mapped == region.identity else [region.fd]
         await send_message_async(sock, encode(TransferReply(Status.OK, identity=region.identity)), fds)
@@ -184,25 +171,3 @@ async def _receive_ticks(sock: socket.socket) -> int:
     if not data:
         raise TransferError("the other side closed the connection in the middle of a transfer")
     return len(data)
-
-
-def _prepare_path(path: Path) -> None:
-    """Make the private directory and clear away the socket of an agent that was killed."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            path.unlink(missing_ok=True)
-        else:
-            raise ConfigError("another endpoint listens there; give each node a directory of its own")
-
-
-def _socket_name(path: str) -> str:
-    return "\0" + path[1:] if path.startswith("@") else path
-
-
-def _of_this_user(sock: socket.socket) -> bool:
-    """Abstract sockets have no permissions, so both ends check whom they speak with."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return bool(struct.unpack("3i", credentials)[1] == os.getuid())

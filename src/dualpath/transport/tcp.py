@@ -95,9 +95,7 @@ class TcpTransport(Endpoint):
     async def _discard_push(self, sock: socket.socket, request: TransferRequest) -> None:
         await drain(sock, request.total_bytes)
 
-    async def _send(
-        self, sock: socket.socket, memory: memoryview, ranges: Sequence[Range], lane: Lane
-    ) -> None:
+    async def _send(self, sock: socket.socket, memory: memoryview, ranges: Sequence[Range], lane: Lane) -> None:
         cursor = Cursor(memory, coalesce(ranges))
 
         async def move(size: int) -> None:
@@ -105,9 +103,7 @@ class TcpTransport(Endpoint):
 
         await self._nics.tx.carry(total_bytes(ranges), lane, move)
 
-    async def _receive(
-        self, sock: socket.socket, memory: memoryview, ranges: Sequence[Range], lane: Lane
-    ) -> None:
+    async def _receive(self, sock: socket.socket, memory: memoryview, ranges: Sequence[Range], lane: Lane) -> None:
         cursor = Cursor(memory, coalesce(ranges))
 
         async def move(size: int) -> None:
@@ -123,9 +119,7 @@ def _loopback(host: str) -> str:
     except ValueError:
         raise ConfigError(f"{host!r} is not an IP address; give one such as 127.0.0.1") from None
     if not address.is_loopback:
-        raise ConfigError(
-            f"refusing to listen on {host}: peers are not authenticated; use a loopback address"
-        )
+        raise ConfigError(f"refusing to listen on {host}: peers are not authenticated; use a loopback address")
     return str(address)
 
 

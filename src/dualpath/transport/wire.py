@@ -63,6 +63,12 @@ class TransferReply(msgspec.Struct, frozen=True, array_like=True, forbid_unknown
     message: str = ""
     identity: int = 0
 
+    @classmethod
+    def refusal(cls, error: TransferError) -> "TransferReply":
+        """The reply that makes the caller see this error."""
+        status = Status.GRANT_EXPIRED if isinstance(error, GrantExpired) else Status.REFUSED
+        return cls(status, str(error))
+
     def check(self) -> None:
         """Raise what the caller of the transfer shall see."""
         if self.status is Status.GRANT_EXPIRED:
