@@ -237,7 +237,7 @@ class TransportTests:
         """Lower bounds; and an upper one loose enough for any machine, below the sum of both ends' times."""
 
         async def test() -> None:
-            rate, piece = 8 * MIB, Range(0, 4 * MIB)
+            rate, piece = 8 * MIB, Range(0, 2 * MIB)
             for rates in [(rate, None), (None, rate), (rate, rate)]:
                 async with self.nodes(tmp_path, size_bytes=4 * MIB, rates=rates) as (caller, server):
                     for operation in ("fetch", "push"):
@@ -247,7 +247,7 @@ class TransportTests:
                         else:
                             await caller.transport.push(local(piece), server.remote(piece), lane=Lane.BLOCKS)
                         took = time.monotonic() - began
-                        assert 0.95 * 0.5 <= took < 0.95, f"{operation} at {rates} took {took:.3f} s"
+                        assert 0.95 * 0.25 <= took < 0.45, f"{operation} at {rates} took {took:.3f} s"
 
         self.run(test)
 
