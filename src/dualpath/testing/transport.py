@@ -233,6 +233,22 @@ class TransportTests:
 
         self.run(test)
 
+    def test_first_transfers_may_overlap(self, tmp_path: Path) -> None:
+        """What is set up on first use of a peer is not disturbed by transfers that overlap there."""
+
+        async def test() -> None:
+            rates = (None, 32 * MIB)
+            async with self.nodes(tmp_path, size_bytes=8 * MIB, rates=rates) as (caller, server):
+                parts = [Range(index * MIB, MIB) for index in range(8)]
+                first = [
+                    caller.transport.fetch(server.remote(part), local(part), lane=Lane(index % 2))
+                    for index, part in enumerate(parts)
+                ]
+                await asyncio.gather(*first)
+                assert bytes(caller.memory.view) == bytes(server.memory.view)
+
+        self.run(test)
+
     def test_throttled_transfers_take_their_time(self, tmp_path: Path) -> None:
         """Lower bounds; and an upper one loose enough for any machine, below the sum of both ends' times."""
 

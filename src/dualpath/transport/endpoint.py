@@ -94,7 +94,7 @@ class Endpoint(ABC):
         self._server = ConnectionServer(self._listen(), admit=self._admit, serve=self._serve)
 
     def register(self, name: str, memory: memoryview, *, fd: int = -1, authorize: Authorize) -> None:
-        """Make `memory` a region. `fd` stays the caller's and must stay open until unregister()."""
+        """Make `memory` a region until unregister() or close(); `fd` stays the caller's."""
         self._regions.add(name, memory, fd, authorize)
 
     def unregister(self, name: str) -> None:
@@ -118,7 +118,7 @@ class Endpoint(ABC):
         return dict(self._bytes)
 
     async def close(self) -> None:
-        """Close all connections; transfers under way fail with TransferError on both sides."""
+        """Close all connections and forget all regions; transfers under way fail with TransferError on both sides."""
         self._closed = True
         if self._server:
             await self._server.close()
@@ -126,6 +126,7 @@ class Endpoint(ABC):
         for peer in list(self._peers.values()):
             peer.close()
         self._peers.clear()
+        self._regions.clear()
 
     # Own transfers.
 

@@ -23,9 +23,9 @@ class MappedRegions:
     def resolve(self, peer: str, request: TransferRequest, identity: int, fds: list[int]) -> memoryview:
         """The memory of the registration that the peer names: already mapped, or from the descriptor it sent.
 
-        Takes that descriptor out of `fds`. ProtocolError when neither fits the request.
+        Takes that descriptor out of `fds` when it is used. ProtocolError when neither fits the request.
         """
-        if fds:
+        if fds and self.identity(peer, request.region) != identity:
             self._drop(peer, request.region)
             self._mapped.setdefault(peer, {})[request.region] = (identity, SharedMemory(fds.pop()))
         known, memory = self._mapped.get(peer, {}).get(request.region, (0, None))
@@ -33,7 +33,7 @@ class MappedRegions:
             raise ProtocolError("the peer granted a transfer but sent no memory to map")
         if not within(request.ranges, memory.size_bytes):
             raise ProtocolError("the peer granted ranges outside of the memory it sent")
-        return memory.view
+        return memory.view[:]  # stays valid for this transfer when the mapping is replaced meanwhile
 
     def forget(self, peer: str) -> None:
         """Unmap all that belongs to a peer."""

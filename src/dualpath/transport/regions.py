@@ -16,7 +16,7 @@ class Region:
 
     def __init__(self, memory: memoryview, fd: int, authorize: Authorize) -> None:
         self.memory = memory.cast("B")
-        self.fd = fd
+        self.fd = os.dup(fd) if fd >= 0 else -1  # so that it is still this file when a peer asks for it
         self.identity = secrets.randbits(62) + 1
         self._authorize = authorize
         self._under_way: dict[int, int] = {}  # grant -> peers' transfers
@@ -40,6 +40,12 @@ class Region:
             if not self._under_way[grant]:
                 del self._under_way[grant]
                 self._drained.pop(grant, asyncio.Event()).set()
+
+    def close(self) -> None:
+        """Give up the descriptor; transfers under way keep the memory."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
     async def drained(self, grant: int) -> None:
         """Return when no peer's transfer under this grant is under way."""
@@ -67,7 +73,13 @@ class Regions:
 
     def remove(self, name: str) -> None:
         """Forget a region; nothing happens when it is not there."""
-        self._regions.pop(name, None)
+        if name in self._regions:
+            self._regions.pop(name).close()
+
+    def clear(self) -> None:
+        """Forget all regions."""
+        for name in list(self._regions):
+            self.remove(name)
 
     def find(self, name: str) -> Region:
         """TransferError when there is no such region."""
