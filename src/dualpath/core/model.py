@@ -31,6 +31,8 @@ def load_spec(
     version: str | None = None,
 ) -> ModelSpec:  # fmt: skip
     """Read config.json and fingerprint the weights (or take `version` instead); ConfigError if it is no such folder."""
+    if dtype not in DTYPE_BYTES:
+        raise ConfigError(f"dtype {dtype!r} is unknown; take one of {', '.join(DTYPE_BYTES)}")
     config = _read_json(folder / "config.json")
     eos = _eos_tokens(folder, config)
     try:

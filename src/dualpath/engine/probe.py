@@ -46,16 +46,12 @@ class Recorded(msgspec.Struct):
 def refuse_config(config: PretrainedConfig, spec: ModelSpec) -> None:
     """ConfigError for kinds of models that the config already gives away, before any weight is read."""
     _refuse(spec, bool(config.is_encoder_decoder), "an encoder-decoder; only decoder-only models are served")
-    _refuse(
-        spec, bool(getattr(config, "kv_lora_rank", None)), "latent attention (MLA), which this engine has not"
-    )
+    _refuse(spec, bool(getattr(config, "kv_lora_rank", None)), "latent attention (MLA), which this engine has not")
     foreign = set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES
     _refuse(spec, bool(foreign), f"layers of type {sorted(foreign)}, whose state is no KV block")
     for kind in _rope_kinds(getattr(config, "rope_parameters", None)):
         moving = "dynamic" in kind or kind == "longrope"
-        _refuse(
-            spec, moving, f"rope type {kind!r}: a token's KV would depend on the longest request beside it"
-        )
+        _refuse(spec, moving, f"rope type {kind!r}: a token's KV would depend on the longest request beside it")
 
 
 def _rope_kinds(parameters: Any) -> list[str]:
@@ -83,9 +79,7 @@ def record_layers(run: Callable[[], object], spec: ModelSpec) -> tuple[LayerCall
 
 def _check_call(call: Recorded, spec: ModelSpec) -> LayerCall:
     """The call as this engine would do it, or ConfigError for the first thing that it could not honour."""
-    arguments = {
-        name: value for name, value in call.arguments.items() if value is not None and name not in HARMLESS
-    }
+    arguments = {name: value for name, value in call.arguments.items() if value is not None and name not in HARMLESS}
     scaling = float(arguments.pop("scaling", spec.head_dim**-0.5))
     window = arguments.pop("sliding_window", None)
     causal = arguments.pop("is_causal", True) and getattr(call.module, "is_causal", True)
@@ -95,9 +89,7 @@ def _check_call(call: Recorded, spec: ModelSpec) -> LayerCall:
     shapes = [tuple(part.shape[1::2]) for part in (call.q, call.k, call.v)]
     kv_shape = (spec.kv_heads, spec.head_dim)
     expected = [(spec.n_heads, spec.head_dim), kv_shape, kv_shape]
-    _refuse(
-        spec, shapes != expected, f"(heads, head_dim) {shapes} for q, k, v where config.json says {expected}"
-    )
+    _refuse(spec, shapes != expected, f"(heads, head_dim) {shapes} for q, k, v where config.json says {expected}")
     points = mask_points(call.module.config)
     visible = causal_mask(points, points, window)
     usual = call.mask is not None and torch.equal(call.mask.cpu(), visible)
@@ -119,7 +111,7 @@ class PlainKv:
     """KV of some requests in plain memory, in block order; the simplest thing that can attend."""
 
     def __init__(self) -> None:
-        self._kv: dict[tuple[str, int], torch.Tensor] = {}
+        self.kv: dict[tuple[str, int], torch.Tensor] = {}
 
     def attend(self, counts: Sequence[tuple[str, int]]) -> LayerAttention:
         """Attention for one forward that packs the next `count` tokens of each request, in this order."""
@@ -129,9 +121,9 @@ class PlainKv:
         ) -> torch.Tensor:  # fmt: skip
             new, out, start = torch.stack((k, v), dim=1), [], 0
             for request, count in counts:
-                cached = self._kv.get((request, layer), new[:0])
+                cached = self.kv.get((request, layer), new[:0])
                 kv = torch.cat((cached, new[start : start + count]))
-                self._kv[request, layer] = kv
+                self.kv[request, layer] = kv
                 out.append(attend_one(q[start : start + count], kv, scaling=scaling, window=window))
                 start += count
             return torch.cat(out)
@@ -186,9 +178,7 @@ def _record_call(
     return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
 
 
-def _record_mask(
-    *, mask_function: Callable[..., torch.Tensor], config: PretrainedConfig, **_: Any
-) -> torch.Tensor:
+def _record_mask(*, mask_function: Callable[..., torch.Tensor], config: PretrainedConfig, **_: Any) -> torch.Tensor:
     """The model's mask at `mask_points` instead of the forward's few positions, so that long windows show."""
     points, zero = mask_points(config), torch.tensor(0)
     return mask_function(zero, zero, points[:, None], points[None, :])
