@@ -1,8 +1,8 @@
 """A random-weight Llama that costs almost nothing and still makes every cached byte matter.
 
 Its attention is peaked (scores with a deviation of about SCORE_SPREAD) and outweighs the residual stream, so
-greedy text does not settle into a loop and a single wrong block among some thousand tokens of KV changes it. It speaks printable ASCII,
-one byte a token, so that its text turns back into the same tokens.
+greedy text does not settle into a loop, and one wrong block among some thousand tokens of KV changes it. It
+speaks printable ASCII, one byte a token, so that its text turns back into the same tokens.
 """
 
 import string
