@@ -7,9 +7,7 @@ import torch.nn.functional as F
 TILE_TOKENS = 256
 
 
-def attend_one(
-    q: torch.Tensor, kv: torch.Tensor, *, scaling: float, window: int | None = None
-) -> torch.Tensor:
+def attend_one(q: torch.Tensor, kv: torch.Tensor, *, scaling: float, window: int | None = None) -> torch.Tensor:
     """Attention of the last n tokens over all tokens; returns `[n, heads, head_dim]`.
 
     `q` is `[n, heads, head_dim]`,
@@ -39,9 +37,7 @@ def _attend_last(q: torch.Tensor, kv: torch.Tensor, scaling: float) -> torch.Ten
     return out.reshape(1, heads, head_dim)
 
 
-def _attend_tile(
-    q: torch.Tensor, kv: torch.Tensor, position: int, scaling: float, window: int | None
-) -> torch.Tensor:
+def _attend_tile(q: torch.Tensor, kv: torch.Tensor, position: int, scaling: float, window: int | None) -> torch.Tensor:
     """Queries at `position`, `position + 1`, ...: only keys that some of them may see are touched."""
     stop = position + q.shape[0]
     start = 0 if window is None else max(0, position - window + 1)

@@ -42,16 +42,12 @@ def resolve_model(name: str, *, cache_dir: Path, progress: bool = False) -> Path
         return _make_once(cache_dir / _tiny_name(shape), lambda into, _: write_tiny(shape, into), progress)
     folder = Path(name).expanduser()
     if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"--model {name} has no config.json; take smollm2, tiny or a local Hugging Face folder"
-        )
+        raise ConfigError(f"--model {name} has no config.json; take smollm2, tiny or a local Hugging Face folder")
     return folder.resolve()
 
 
 def _tiny_name(shape: TinyShape) -> str:
-    return "-".join(
-        ["tiny", *(f"{field}{value}" for field, value in msgspec.structs.asdict(shape).items()), FORMAT]
-    )
+    return "-".join(["tiny", *(f"{field}{value}" for field, value in msgspec.structs.asdict(shape).items()), FORMAT])
 
 
 def _make_once(folder: Path, write: Writer, progress: bool) -> Path:
@@ -64,9 +60,7 @@ def _make_once(folder: Path, write: Writer, progress: bool) -> Path:
             if not folder.is_dir():
                 _make(folder, write, progress)
     except OSError as error:
-        raise ConfigError(
-            f"cannot write the model cache {folder.parent}: {error}; set DUALPATH_CACHE"
-        ) from error
+        raise ConfigError(f"cannot write the model cache {folder.parent}: {error}; set DUALPATH_CACHE") from error
     return folder
 
 
@@ -87,9 +81,7 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         while not _try_lock(file.fileno()):
             if time.monotonic() > deadline:
-                raise ConfigError(
-                    f"another process holds {path} for {LOCK_DEADLINE_S:.0f} s; end it and try again"
-                )
+                raise ConfigError(f"another process holds {path} for {LOCK_DEADLINE_S:.0f} s; end it and try again")
             time.sleep(LOCK_POLL_S)
         yield
 

@@ -35,9 +35,7 @@ class PackedModel:
         try:
             model._probe()
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise ConfigError(
-                f"{spec.path}: the model's code does not run packed: {error}; serve another"
-            ) from error
+            raise ConfigError(f"{spec.path}: the model's code does not run packed: {error}; serve another") from error
         return model
 
     def forward(
@@ -64,9 +62,7 @@ class PackedModel:
     def _probe(self) -> None:
         """Note how each layer attends, then prove that packing and chunks change nothing."""
         self._model.set_attn_implementation(RECORD)
-        self.layers = record_layers(
-            lambda: self.forward([0, 1], [0, 1], PlainKv().attend([("", 2)]), [1]), self.spec
-        )
+        self.layers = record_layers(lambda: self.forward([0, 1], [0, 1], PlainKv().attend([("", 2)]), [1]), self.spec)
         self._model.set_attn_implementation(ATTENTION)
         check_packing(self.forward, self.spec)
 
