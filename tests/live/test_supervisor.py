@@ -85,9 +85,7 @@ def alive(pid: int) -> bool:
 
 def ignores(pid: int, sig: signal.Signals) -> bool:
     """Whether a process has set a signal to be ignored."""
-    line = next(
-        line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigIgn")
-    )
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigIgn"))
     return bool(int(line.split()[1], 16) >> (sig - 1) & 1)
 
 
@@ -104,11 +102,11 @@ def test_ready_inside_and_nothing_left_after() -> None:
         cluster.pids()
 
 
-def test_a_given_run_folder_stays_without_sockets(tmp_path: Path) -> None:
+def test_a_given_run_folder_keeps_only_logs(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     with LocalCluster(config, make_roles=fakes()), socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "agent-p0.sock"))
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "gateway.log", "lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {"gateway.log", "lock"}
 
 
 def test_two_clusters_cannot_share_a_run_folder(tmp_path: Path) -> None:
@@ -142,9 +140,7 @@ def test_a_refused_configuration_stops_the_start() -> None:
 
 def test_not_ready_in_time_says_what_is_missing_and_shows_logs() -> None:
     talks = "print('still loading weights', flush=True);" + SLEEPS
-    cluster = LocalCluster(
-        config_of(start_deadline_s=2.0), make_roles=fakes(python("engine d0/0", talks), ready=False)
-    )
+    cluster = LocalCluster(config_of(start_deadline_s=2.0), make_roles=fakes(python("engine d0/0", talks), ready=False))
     with pytest.raises(ServiceError, match=r"(?s)missing: engine d0/0.*still loading weights"), cluster:
         pytest.fail("it must not become ready")
 
@@ -152,9 +148,7 @@ def test_not_ready_in_time_says_what_is_missing_and_shows_logs() -> None:
 def test_a_role_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dualpath.launch.supervisor.STAGE_END_S", 0.3)
     said: list[str] = []
-    with LocalCluster(
-        config_of(), say=said.append, make_roles=fakes(python("agent p0", STUBBORN))
-    ) as cluster:
+    with LocalCluster(config_of(), say=said.append, make_roles=fakes(python("agent p0", STUBBORN))) as cluster:
         pid = cluster.pids()["agent p0"]
         until(lambda: ignores(pid, signal.SIGTERM))
     assert not alive(pid)
@@ -173,9 +167,7 @@ def test_roles_end_in_the_order_of_their_stages(tmp_path: Path) -> None:
     open({str(tmp_path)!r} + "/up" + sys.argv[1], "w")
     time.sleep(60)
     """
-    roles = [
-        python(f"role {name}", code, name, stage=stage) for name, stage in (("c", 3), ("a", 1), ("b", 2))
-    ]
+    roles = [python(f"role {name}", code, name, stage=stage) for name, stage in (("c", 3), ("a", 1), ("b", 2))]
     with LocalCluster(config_of(), make_roles=fakes(*roles)):
         until(lambda: len(list(tmp_path.glob("up*"))) == 3)
     assert log.read_text() == "abc"
@@ -190,9 +182,7 @@ def test_kill_9_of_the_launcher_ends_all_roles(tmp_path: Path) -> None:
         print(*cluster.pids().values(), cluster.config.network.run_dir, flush=True)
         time.sleep(60)
     """
-    launcher = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True
-    )
+    launcher = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, text=True)
     try:
         assert launcher.stdout is not None
         *pids, run_dir = launcher.stdout.readline().split()
@@ -222,9 +212,7 @@ def test_pauses_double_up_to_a_bound_and_start_again_after_a_steady_life(child: 
         now_s += lived_s
         child.poll(now_s)
         pause_s = next(
-            p
-            for p in (0.5, 1, 2, 4, 8, 15)
-            if not _starts(child, now_s + p - 0.01) and _starts(child, now_s + p)
+            p for p in (0.5, 1, 2, 4, 8, 15) if not _starts(child, now_s + p - 0.01) and _starts(child, now_s + p)
         )
         pauses.append(pause_s)
         now_s += pause_s
@@ -251,9 +239,7 @@ def test_a_host_that_is_not_ours_is_refused() -> None:
         free_port("192.0.2.1", 0)
 
 
-def test_model_and_store_are_settled_before_the_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_model_and_store_are_settled_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DUALPATH_CACHE", str(tmp_path / "cache"))
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"weights")

@@ -11,9 +11,7 @@ import signal
 import threading
 from pathlib import Path
 
-VARIABLE = (
-    "DUALPATH_LIFELINE"  # set for roles under a launcher: its private run folder, or "" if there is none
-)
+VARIABLE = "DUALPATH_LIFELINE"  # set for roles under a launcher: its private run folder, or "" if there is none
 RUN_PREFIX = "dualpath-run-"
 
 

@@ -90,9 +90,7 @@ class Child:
 
     def _last_words(self) -> str:
         """The message of a ConfigError that the role printed last."""
-        lines = self._read_tail().strip().splitlines() or [
-            f"{self.role.name} refused to start; see {self.log}"
-        ]
+        lines = self._read_tail().strip().splitlines() or [f"{self.role.name} refused to start; see {self.log}"]
         return lines[-1].removeprefix("dualpath: error: ")
 
     def _read_tail(self) -> str:

@@ -17,13 +17,9 @@ STAGE_END_S = 5.0  # what the roles of one stage have for an orderly end before 
 class Supervisor:
     """Keeps roles running until `stop`, or until one of them refuses its configuration."""
 
-    def __init__(
-        self, roles: Sequence[Role], run_dir: Path, *, lifeline_dir: str, say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, roles: Sequence[Role], run_dir: Path, *, lifeline_dir: str, say: Callable[[str], None]) -> None:
         roles = sorted(roles, key=lambda role: role.stage)
-        self._children = {
-            role.name: Child(role, run_dir, lifeline_dir=lifeline_dir, say=say) for role in roles
-        }
+        self._children = {role.name: Child(role, run_dir, lifeline_dir=lifeline_dir, say=say) for role in roles}
         self._say = say
         self._stopping = threading.Event()
         self._failure: Exception | None = None

@@ -17,7 +17,7 @@ CHECK_S = 0.2
 def up(config: Config) -> None:
     """Start a cluster, say how to use it, serve until Ctrl-C or SIGTERM, leave nothing behind."""
     console = Console(stderr=True, highlight=False)
-    for sig in (signal.SIGTERM, signal.SIGHUP):
+    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(sig, _interrupt)
     cluster = LocalCluster(config, say=lambda text: console.print(text, markup=False))
     try:
