@@ -12,9 +12,7 @@ FILE_LINES = 450
 FUNCTION_LINES = 70
 
 ANY = None
-MAY_IMPORT: dict[
-    str, set[str] | None
-] = {  # folder -> other folders of the package, in the order of dependency
+MAY_IMPORT: dict[str, set[str] | None] = {  # folder -> other folders of the package, in the order of dependency
     "core": set(),
     "policy": {"core"},
     "protocol": {"core", "policy"},
@@ -32,9 +30,7 @@ MAY_IMPORT: dict[
     "testing": {"core", "store", "transport", "workload"},
     "cli": ANY,
 }
-MAIN_MAY_ALSO = {
-    "scheduler": {"store"}
-}  # a main.py puts its process together: the index is rebuilt from the store
+MAIN_MAY_ALSO = {"scheduler": {"store"}}  # a main.py puts its process together: the index is rebuilt from the store
 PURE = {"core", "policy", "protocol"}
 IMPURE_MODULES = {
     "asyncio",
@@ -87,12 +83,7 @@ def own_imports(path: Path) -> Iterator[str]:
     """Other folders of the package that a file imports from."""
     for name in imports(path):
         parts = name.split(".")
-        if (
-            parts[0] == "dualpath"
-            and len(parts) > 1
-            and parts[1] in MAY_IMPORT
-            and parts[1] != folder_of(path)
-        ):
+        if parts[0] == "dualpath" and len(parts) > 1 and parts[1] in MAY_IMPORT and parts[1] != folder_of(path):
             yield parts[1]
 
 
@@ -183,8 +174,6 @@ def test_test_files_have_unique_names() -> None:
 
 def test_the_rules_see_what_they_forbid(tmp_path: Path) -> None:
     file = tmp_path / "bad.py"
-    code = (
-        "import os.path\nfrom dualpath import sim\ndef late():\n    from dualpath.store.base import Store\n"
-    )
+    code = "import os.path\nfrom dualpath import sim\ndef late():\n    from dualpath.store.base import Store\n"
     file.write_text(code)
     assert list(imports(file)) == ["os.path", "dualpath", "dualpath.sim", "dualpath.store.base"]

@@ -22,9 +22,7 @@ def test_version() -> None:
     assert (done.returncode, done.stdout.split()[0]) == (0, "dualpath")
 
 
-@pytest.mark.parametrize(
-    "command", [(), *((c,) for c in ("up", "explain", "scheduler", "gateway", "agent", "engine"))]
-)
+@pytest.mark.parametrize("command", [(), *((c,) for c in ("up", "explain", "scheduler", "gateway", "agent", "engine"))])
 def test_help_teaches_and_imports_nothing_slow(command: tuple[str, ...]) -> None:
     code = (
         "import sys; from dualpath.cli.main import app\n"
@@ -32,9 +30,7 @@ def test_help_teaches_and_imports_nothing_slow(command: tuple[str, ...]) -> None
         "except SystemExit: pass\n"
         "print('SLOW', {'torch', 'transformers', 'httpx', 'uvicorn', 'zmq'} & set(sys.modules))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT_S, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
     assert "Usage:" in done.stdout
     assert done.stdout.endswith("SLOW set()\n")
 
@@ -93,9 +89,7 @@ class Explains(http.server.BaseHTTPRequestHandler):
         found = self.path == "/explain/cmpl-1"
         self.send_response(200 if found else 404)
         self.end_headers()
-        self.wfile.write(
-            json.dumps(EXPLANATION if found else {"error": {"message": "no such request"}}).encode()
-        )
+        self.wfile.write(json.dumps(EXPLANATION if found else {"error": {"message": "no such request"}}).encode())
 
 
 def test_explain_prints_spans_and_sides() -> None:

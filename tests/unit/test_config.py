@@ -106,9 +106,7 @@ def test_names_of_nodes_and_engines() -> None:
 
 
 def test_saved_config_is_private_and_equal(tmp_path: Path) -> None:
-    config = load_config(
-        None, {"network": {"api_key": "s3cret", "run_dir": "/tmp/x"}, "model": {"max_context": 7}}
-    )
+    config = load_config(None, {"network": {"api_key": "s3cret", "run_dir": "/tmp/x"}, "model": {"max_context": 7}})
     file = tmp_path / "config.json"
     save_config(config, file)
     assert load_config(file) == config
@@ -172,9 +170,7 @@ def test_every_flag_reaches_its_value(flag: Any) -> None:
         value = "::1"
     extra = ["--cnic", "1MB/s", "--lease-s", "99"] if flag.text not in ("--cnic", "--lease-s") else []
     config = given_to_command(flag.text, "64MB" if flag.text == "--cnic" else str(value), *extra)
-    assert str(getattr(getattr(config, flag.section), flag.name)) == (
-        "64MB" if flag.text == "--cnic" else str(value)
-    )
+    assert str(getattr(getattr(config, flag.section), flag.name)) == ("64MB" if flag.text == "--cnic" else str(value))
     check_config(config)
 
 

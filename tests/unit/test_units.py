@@ -54,8 +54,6 @@ def test_plain_counts_are_kept_exactly(count: int) -> None:
     assert parse_bytes(str(count)) == count
 
 
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (23_040, "23 KB"), (2.5e12, "2.5 TB")]
-)
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (23_040, "23 KB"), (2.5e12, "2.5 TB")])
 def test_printing(count: float, text: str) -> None:
     assert format_bytes(count) == text

@@ -53,9 +53,7 @@ def _fetch(address: str, api_key: str) -> dict[str, Any]:
         answer = httpx.get(address, headers=headers, trust_env=False)
         body = answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise ServiceError(
-            f"no cluster answers at {address} ({error}); give its address with --url"
-        ) from None
+        raise ServiceError(f"no cluster answers at {address} ({error}); give its address with --url") from None
     if answer.is_error:
         raise ServiceError(body.get("error", {}).get("message", f"{address} answered {answer.status_code}"))
     return dict(body)

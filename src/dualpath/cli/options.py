@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 
@@ -35,9 +35,7 @@ def config_flags() -> Iterator[Flag]:
         types = get_type_hints(section.type)
         hints = get_type_hints(section.type, include_extras=True)
         for field in msgspec.structs.fields(section.type):
-            yield _flag(
-                section.name, field.name, types[field.name], get_args(hints[field.name])[1], field.default
-            )
+            yield _flag(section.name, field.name, types[field.name], get_args(hints[field.name])[1], field.default)
 
 
 def _flag(section: str, name: str, kind: Any, meta: msgspec.Meta, default: Any) -> Flag:
@@ -57,9 +55,12 @@ def _parameter(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def with_config(command: Command) -> Command:
-    """Replace a command's parameter `config: Config` by --config FILE and a flag for every value."""
-    flags = list(config_flags())
+def with_config(command: Command, *, without: Collection[str] = ()) -> Command:
+    """Replace a command's parameter `config: Config` by --config FILE and a flag for every value.
+
+    `without` names values (section_name) that get no flag, as the command has another use for them.
+    """
+    flags = [flag for flag in config_flags() if flag.key not in without]
     file_option = typer.Option("--config", help="TOML file; flags override it.", metavar="FILE")
     hints = get_type_hints(command, include_extras=True)
     own = [p.replace(annotation=hints[p.name]) for p in inspect.signature(command).parameters.values()]
