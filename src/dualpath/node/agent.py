@@ -12,7 +12,7 @@ from typing import Any
 
 from dualpath.core import wire
 from dualpath.core.config import Config
-from dualpath.core.errors import BlockCorrupt, BlockMissing, ProtocolError, StoreError, TransferError
+from dualpath.core.errors import BlockCorrupt, BlockMissing, ProtocolError, StoreUnavailable, TransferError
 from dualpath.core.ids import EngineId
 from dualpath.core.model import ModelSpec
 from dualpath.core.report import NodeStats, Role
@@ -180,21 +180,16 @@ class Agent:
     # storage and transfers ---------------------------------------------------------------------------------------
 
     async def _load(self, grant: Grant, reads: list[wire.ReadItem], retained: list[wire.RetainedItem]) -> None:
-        """Bring in what the plan asks of this node, then say so; the first failure ends the attempt."""
+        """Bring in what the plan asks of this node, then say so; or name all that failed, so that one retry is enough."""
         futures = {self.reader.submit(grant.grant, r.slot, r.key): r.key for r in reads}
-        try:
-            await asyncio.gather(self._fetch_retained(retained), *(self._advance(grant, f) for f in futures))
-        except StoreError as error:
-            bad = [k for f, k in futures.items() if f.done() and not f.cancelled() and _lacks(f.exception())]
-            self._fail(grant, _cause(error), tuple(bad))
-        except TransferError as error:
-            self._fail(grant, f"transfer: {error}")
-        except asyncio.CancelledError:
-            return  # the grant is being released
-        else:
+        work = (self._fetch_retained(retained), *(self._advance(grant, read) for read in futures))
+        errors = [e for e in await asyncio.gather(*work, return_exceptions=True) if e is not None]
+        if not errors:
             self._send(wire.ReadsFinished(grant.grant, len(retained) * self._layout.block_bytes))
-        finally:
-            await asyncio.gather(*futures, return_exceptions=True)
+        elif not any(isinstance(e, asyncio.CancelledError) for e in errors):  # else it is being released
+            log.warning("grant %d: %s", grant.grant, "; ".join(sorted({str(e) for e in errors})[:3]))
+            bad = [key for read, key in futures.items() if isinstance(read.exception(), (BlockMissing, BlockCorrupt))]
+            self._fail(grant, _cause(errors[0]), tuple(bad))
 
     async def _advance(self, grant: Grant, read: asyncio.Future[int]) -> None:
         self._send(wire.ReadsAdvanced(grant.grant, 1, await read))
@@ -218,7 +213,8 @@ class Agent:
                 source = RemoteRanges(grant.peer, ARENA, grant.grant, self._blocks(peer))
                 await self._transport.fetch(source, LocalRanges(ARENA, self._blocks(own)), lane=Lane.BLOCKS)
         except TransferError as error:
-            self._fail(grant, f"transfer: {error}")
+            log.warning("grant %d: %s", grant.grant, error)
+            self._fail(grant, _cause(error))
         else:
             self._send(wire.CopyFinished(grant.grant))
 
@@ -267,7 +263,7 @@ class Agent:
         except TransferError as error:
             link.send(wire.BatchFailed(batch.first_layer, str(error)))
             for grant in grants:
-                self._fail(grant, f"transfer: {error}") if grant else None
+                self._fail(grant, "transfer failed") if grant else None
         finally:
             for grant in grants:
                 if grant and grant.streams:
@@ -336,10 +332,10 @@ class Agent:
         self.arena.close()
 
 
-def _lacks(error: BaseException | None) -> bool:
-    return isinstance(error, (BlockMissing, BlockCorrupt))
-
-
-def _cause(error: StoreError) -> str:
-    kinds = {BlockMissing: "missing", BlockCorrupt: "corrupt"}
-    return f"{kinds.get(type(error), 'store')}: {error}"
+def _cause(error: BaseException) -> str:
+    """A few words that metrics can count by; the rest is in the log."""
+    kinds = {BlockMissing: "missing block", BlockCorrupt: "corrupt block", StoreUnavailable: "store unavailable"}
+    for kind, words in (kinds | {TransferError: "transfer failed"}).items():
+        if isinstance(error, kind):
+            return words
+    return "internal error"

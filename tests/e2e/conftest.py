@@ -1,0 +1,42 @@
+"""The models of the end-to-end tests, and the tokens that transformers' own generate gives."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from dualpath.engine.checkpoints import default_cache_dir, resolve_model
+from dualpath.testing.live_cluster import Ask
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """Folder of the tiny model."""
+    return resolve_model("tiny", cache_dir=default_cache_dir())
+
+
+@pytest.fixture(scope="session")
+def reference() -> Callable[[Path, Sequence[Ask]], list[list[int]]]:
+    """Greedy tokens of transformers' generate on the full prompts."""
+    models: dict[Path, Any] = {}
+
+    def generate(folder: Path, asks: Sequence[Ask]) -> list[list[int]]:
+        if folder not in models:
+            model = models[folder] = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+            model.generation_config.eos_token_id = None  # as ignore_eos does; suppressing the token would change others
+        out = []
+        with torch.inference_mode():
+            for ask in asks:
+                given = models[folder].generate(
+                    torch.tensor([ask.prompt]),
+                    max_new_tokens=ask.tokens,
+                    do_sample=False,
+                    pad_token_id=0,
+                )
+                out.append(given[0, len(ask.prompt) :].tolist())
+        return out
+
+    return generate

@@ -1,0 +1,26 @@
+"""A scheduler whose read policy splits every hit at a random block (seeded), to be run in place of the real role."""
+
+import random
+import sys
+from pathlib import Path
+
+from dualpath.core.config_file import load_config
+from dualpath.core.plan import BlockRange, ReadPlan, ReadSegment
+from dualpath.launch import lifeline
+from dualpath.policy.loads import NodeLoad
+from dualpath.policy.read import READ_POLICIES
+from dualpath.scheduler.main import run
+
+_rng = random.Random(int(sys.argv[2]))
+
+
+def random_split(hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, block_tokens: int, turn: int) -> ReadPlan:
+    """Up to four runs of blocks, each read by a random side."""
+    cuts = sorted({hit.start, hit.stop, *(_rng.randint(hit.start, hit.stop) for _ in range(3))})
+    ranges = [BlockRange(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return ReadPlan(tuple(ReadSegment(r, _rng.choice((prefill.node, decode.node))) for r in ranges))
+
+
+lifeline.watch()
+READ_POLICIES["split"] = random_split
+run(load_config(Path(sys.argv[1])))

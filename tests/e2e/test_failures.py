@@ -1,0 +1,84 @@
+"""What breaks on the way costs time, never right tokens."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from dualpath.launch.local import LocalCluster
+from dualpath.testing.live_cluster import (
+    Answer,
+    Ask,
+    ask_all,
+    assert_equal_tokens,
+    cluster,
+    cluster_report,
+    random_asks,
+    wait_durable,
+)
+
+Reference = Callable[[Path, Sequence[Ask]], list[list[int]]]
+SLOW = {"snic": "4MB/s"}  # a hit of some hundred tokens then takes about a second to read
+
+
+def block_files(store: Path) -> list[Path]:
+    """The stored objects, the largest kind of file in the store."""
+    files = [p for p in store.rglob("*") if p.is_file()]
+    largest = max(p.stat().st_size for p in files)
+    return [p for p in files if p.stat().st_size == largest]
+
+
+def test_corrupt_and_missing_blocks_are_recomputed_and_stored_again(
+    tiny: Path, reference: Reference, tmp_path: Path
+) -> None:
+    asks = random_asks(21, 4)
+    expected = reference(tiny, asks)
+    with cluster(tiny, tmp_path) as running:
+        assert_equal_tokens(ask_all(running.url, asks), expected)
+        wait_durable(running.url)
+        files = block_files(tmp_path)
+        for number, path in enumerate(sorted(files)):
+            if number % 3 == 0:
+                path.unlink()
+            elif number % 3 == 1:
+                data = bytearray(path.read_bytes())
+                data[len(data) // 2] ^= 1
+                path.write_bytes(data)
+        assert_equal_tokens(ask_all(running.url, asks), expected)
+        report = wait_durable(running.url)
+        assert report.recomputes.keys() & {"corrupt block", "missing block"}
+        assert_equal_tokens(ask_all(running.url, asks), expected)
+        wait_durable(running.url)
+        assert len(block_files(tmp_path)) == len(files)
+
+
+@pytest.mark.parametrize("victim", ["agent d0", "agent p0", "engine p0/0", "engine d1/0", "scheduler"])
+def test_a_role_killed_in_mid_run_costs_time_only(
+    tiny: Path, reference: Reference, tmp_path: Path, victim: str
+) -> None:
+    asks = random_asks(22, 6, tokens=60)
+    expected = reference(tiny, asks)
+    with cluster(tiny, tmp_path, cluster={"topology": "1P2D"}, storage=SLOW, limits={"lease_s": 2.0}) as running:
+        assert_equal_tokens(ask_all(running.url, asks), expected)
+        wait_durable(running.url)
+        answers = _ask_and_kill(running, asks, victim)
+        assert_equal_tokens(answers, expected)
+        running.wait_ready()
+        assert_equal_tokens(ask_all(running.url, asks), expected)
+        report = wait_durable(running.url)
+        assert all(n.arena_slots_used == 0 for n in report.nodes), report.nodes
+
+
+def _ask_and_kill(running: LocalCluster, asks: Sequence[Ask], victim: str) -> list[Answer]:
+    answers: list[Answer] = []
+    client = threading.Thread(target=lambda: answers.extend(ask_all(running.url, asks)))
+    client.start()
+    while not cluster_report(running.url).running_requests:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    running.kill(victim)
+    client.join(timeout=120)
+    assert not client.is_alive(), "requests hang"
+    return answers
