@@ -16,6 +16,7 @@ from dualpath.core import wire
 from dualpath.core.config import Config
 from dualpath.core.errors import ConfigError
 from dualpath.core.ids import NodeId
+from dualpath.core.keys import KEY_BYTES
 from dualpath.core.model import ModelSpec
 from dualpath.core.report import NodeStats, Role
 from dualpath.core.served import served_spec
@@ -27,7 +28,6 @@ from dualpath.transport.nic import NicPair
 from dualpath.transport.open import open_transport
 
 log = logging.getLogger("dualpath.node")
-_PROBE_KEY = bytes(15) + b"p"
 
 
 def run(config: Config, node: NodeId) -> None:
@@ -69,11 +69,13 @@ async def _run(config: Config, node: NodeId) -> None:
 
 async def probe_read_rate(store: Store, spec: ModelSpec) -> float:
     """Bytes a second of one block written and read back: a first guess, until real reads tell more."""
-    block = memoryview(bytearray(os.urandom(spec.layout.block_bytes)))
-    await store.write(_PROBE_KEY, block)
+    key, block = os.urandom(KEY_BYTES), memoryview(bytearray(os.urandom(spec.layout.block_bytes)))
+    await store.write(key, block)
     start_ns = time.monotonic_ns()
-    await store.read(_PROBE_KEY, block)
-    return spec.layout.block_bytes * 1e9 / max(1, time.monotonic_ns() - start_ns)
+    await store.read(key, block)
+    took_ns = time.monotonic_ns() - start_ns
+    await store.delete(key)
+    return spec.layout.block_bytes * 1e9 / max(1, took_ns)
 
 
 class SchedulerLink:
