@@ -1,1 +1,1 @@
-"""Experiments: real agents against a live cluster, results as JSON, tables and plots from result files."""
+"""Experiments: real agents against fresh clusters, one read policy after the other, and what came of it."""

@@ -1,0 +1,142 @@
+"""A small streaming client of /v1/completions on asyncio's own streams.
+
+The agents share the machine's cores with the cluster. Measured for 24 events: 0.8 ms of CPU a request here, 3.3 ms
+with httpx.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import msgspec
+
+from dualpath.core.errors import ServiceError
+
+LONGEST_LINE = 1 << 24  # the first event repeats the prompt's token ids
+
+
+class Choice(msgspec.Struct):
+    """What one event brings."""
+
+    token_ids: list[int] = []
+    logit_gaps: list[float] = []
+
+
+class Details(msgspec.Struct):
+    """Of the prompt's tokens."""
+
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct):
+    """The last event's counts."""
+
+    prompt_tokens: int
+    prompt_tokens_details: Details
+
+
+class Fault(msgspec.Struct):
+    """An error in OpenAI's shape."""
+
+    message: str
+
+
+class Event(msgspec.Struct):
+    """One server-sent event, or the body of a refusal."""
+
+    choices: list[Choice] = []
+    usage: Usage | None = None
+    error: Fault | None = None
+
+
+class Target(msgspec.Struct, frozen=True):
+    """A cluster's HTTP address, the model that it serves, and how long an answer may take."""
+
+    host: str
+    port: int
+    model: str
+    deadline_s: float
+
+
+class Answer(msgspec.Struct):
+    """A whole answer; times are on the monotonic clock, one a token."""
+
+    sent_s: float
+    tokens: list[int]
+    gaps: list[float]  # between the two best logits, one a token
+    times_s: list[float]
+    cached_tokens: int
+
+
+_DECODER = msgspec.json.Decoder(Event)
+
+
+async def complete(target: Target, prompt: list[int], max_tokens: int) -> Answer:
+    """Greedily generate exactly `max_tokens`; ServiceError when that many do not come in time."""
+    body = msgspec.json.encode({
+        "model": target.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True,
+        "return_token_ids": True, "stream": True, "stream_options": {"include_usage": True},
+    })  # fmt: skip
+    answer = Answer(time.monotonic(), [], [], [], 0)
+    try:
+        async with asyncio.timeout(target.deadline_s), aclosing(_events(target, body)) as events:
+            async for event in events:
+                _take(event, answer)
+    except TimeoutError:
+        raise ServiceError(f"no whole answer within {target.deadline_s:g} s") from None
+    except (OSError, EOFError, ValueError) as error:
+        raise ServiceError(f"the connection to the cluster broke: {error!r}") from None
+    if len(answer.tokens) != max_tokens:
+        raise ServiceError(f"{len(answer.tokens)} tokens came instead of {max_tokens}")
+    return answer
+
+
+def _take(event: Event, answer: Answer) -> None:
+    for choice in event.choices:
+        answer.tokens += choice.token_ids
+        answer.gaps += choice.logit_gaps
+        answer.times_s += [time.monotonic()] * len(choice.token_ids)
+    if event.usage:
+        answer.cached_tokens = event.usage.prompt_tokens_details.cached_tokens
+
+
+async def _events(target: Target, body: bytes) -> AsyncGenerator[Event, None]:
+    reader, writer = await asyncio.open_connection(target.host, target.port, limit=LONGEST_LINE)
+    try:
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nhost: {target.host}:{target.port}\r\nconnection: close\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        writer.write(head.encode() + body)
+        status = int((await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)[1])
+        if status != 200:
+            raise ServiceError(f"HTTP {status}: {_refusal(await reader.read())}")
+        async for event in _body(reader):
+            yield event
+    finally:
+        writer.close()
+
+
+def _refusal(body: bytes) -> str:
+    try:
+        error = _DECODER.decode(body).error
+    except msgspec.DecodeError:
+        error = None
+    return error.message if error else body[:200].decode(errors="replace")
+
+
+async def _body(reader: asyncio.StreamReader) -> AsyncGenerator[Event, None]:
+    """Events of a chunked body, up to [DONE]; ServiceError for an error event or an early end."""
+    rest = b""
+    while size := int(await reader.readuntil(b"\r\n"), 16):
+        rest += (await reader.readexactly(size + 2))[:-2]
+        *blocks, rest = rest.split(b"\n\n")
+        for block in blocks:
+            if block == b"data: [DONE]":
+                return
+            event = _DECODER.decode(block.removeprefix(b"data: "))
+            if event.error:
+                raise ServiceError(event.error.message)
+            yield event
+    raise ServiceError("the answer ended early")

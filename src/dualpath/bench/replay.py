@@ -1,0 +1,119 @@
+"""The experiment: the same agents against a fresh cluster for each read policy, from equal stores."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+
+from dualpath import __version__
+from dualpath.bench.agents import Replayed, run_agents
+from dualpath.bench.counters import Cost, Meter
+from dualpath.bench.display import Display, Line
+from dualpath.bench.experiment import Experiment, check, cluster_config, link_store
+from dualpath.bench.results import Run, speedups, summarise
+from dualpath.bench.sessions import load_sessions, longest_request, start_times
+from dualpath.bench.warm import make_warm_store, target_of
+from dualpath.core.config import Config
+from dualpath.core.errors import ConfigError
+from dualpath.core.served import served_spec
+from dualpath.launch.folders import settle_folders
+from dualpath.launch.local import LocalCluster
+from dualpath.workload import Session, WorkloadStatistics, workload_statistics
+
+
+class Result(msgspec.Struct, kw_only=True):
+    """Everything that a replay found, and what it was asked."""
+
+    runs: list[Run]
+    speedup: dict[str, float]  # over the first policy; medians over pairs
+    workload: WorkloadStatistics  # as planned: its hits are the best possible ones
+    experiment: Experiment
+    config: dict[str, Any]
+    version: str
+    cores: int
+
+
+def replay(config: Config, experiment: Experiment) -> Result:
+    """Run the experiment; ConfigError before any cluster starts when it cannot be run."""
+    check(experiment, config)
+    with tempfile.TemporaryDirectory(prefix="dualpath-replay-") as folder:
+        config = settle_folders(cluster_config(config, config.scheduling.read_policy, Path(folder) / "base"))
+        spec = served_spec(config)
+        sessions = load_sessions(experiment, spec)
+        with Display() as display:
+            runs = _Replay(config, experiment, sessions, Path(folder), display).run(spec.layout.block_tokens)
+    return Result(
+        runs=runs,
+        speedup=speedups(runs),
+        workload=workload_statistics(sessions, block_tokens=spec.layout.block_tokens, across_sessions=True),
+        experiment=experiment,
+        config=msgspec.to_builtins(config),
+        version=__version__,
+        cores=len(os.sched_getaffinity(0)),
+    )
+
+
+class _Replay:
+    def __init__(
+        self, config: Config, experiment: Experiment, sessions: list[Session], folder: Path, display: Display
+    ) -> None:
+        self._config = config
+        self._experiment = experiment
+        self._sessions = sessions
+        self._turns = sum(len(session.turns) for session in sessions)
+        self._base = folder / "base"
+        self._copy = folder / "run"
+        self._display = display
+
+    def run(self, block_tokens: int) -> list[Run]:
+        """All pairs of all policies, in order."""
+        self._base.mkdir()
+        if self._experiment.warm:
+            line = self._display.line("first contexts", 0)
+            make_warm_store(self._config, self._sessions, self._base)
+            line.end()
+        runs: list[Run] = []
+        first: Replayed | None = None
+        for pair in range(self._experiment.pairs):
+            for policy in self._experiment.policies:
+                config = cluster_config(self._config, policy, self._copy)
+                line = self._display.line(policy, self._turns)
+                replayed, cost = self._measure(config, line)
+                first = first or replayed
+                runs.append(summarise(
+                    policy, pair, config.cluster.topology, replayed, first, cost,
+                    rate_bytes_per_s=config.snic_bytes_per_s, block_tokens=block_tokens,
+                ))  # fmt: skip
+        return runs
+
+    def _measure(self, config: Config, line: Line) -> tuple[Replayed, Cost]:
+        """One run in a cluster of its own: what the agents saw, and what it cost."""
+        link_store(self._base, self._copy)
+        try:
+            with LocalCluster(config) as cluster:
+                self._check_capacity(cluster)
+                meter = Meter(cluster)
+                line.begin()
+                replayed = run_agents(
+                    target_of(cluster), self._sessions, start_times(self._experiment),
+                    think=self._experiment.think or self._experiment.aps is not None,
+                    on_turn=line.advance, check=cluster.check,
+                )  # fmt: skip
+                line.end()
+                return replayed, meter.stop()
+        finally:
+            shutil.rmtree(self._copy, ignore_errors=True)
+
+    def _check_capacity(self, cluster: LocalCluster) -> None:
+        """ConfigError when the longest request can never be served."""
+        models = httpx.get(f"{cluster.url}/v1/models", trust_env=False).raise_for_status().json()
+        limit, longest = models["data"][0]["max_model_len"], longest_request(self._sessions)
+        if longest > limit:
+            raise ConfigError(
+                f"the longest request needs {longest} tokens, the cluster takes {limit}; raise --arena, --kv-tokens "
+                "and --window-tokens, or lower --max-context"
+            )

@@ -1,0 +1,51 @@
+"""A store that holds every session's first context, so that all policies start equal."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from dualpath.bench.client import Target, complete
+from dualpath.bench.counters import settled_report
+from dualpath.bench.experiment import UNTHROTTLED, cluster_config
+from dualpath.core.config import Config
+from dualpath.core.errors import ServiceError
+from dualpath.launch.local import LocalCluster
+from dualpath.workload import History, Session
+
+AT_ONCE = 4
+
+
+def make_warm_store(config: Config, sessions: Sequence[Session], store: Path) -> None:
+    """Compute all first prompts in an unthrottled cluster and wait until their blocks are durable.
+
+    A block that finds the write-back queue full is not written. So there is a second pass, one prompt after the
+    other, if any was skipped; ServiceError if that does not help.
+    """
+    with LocalCluster(cluster_config(config, UNTHROTTLED, store)) as cluster:
+        target = target_of(cluster)
+        heartbeat_s = cluster.config.limits.heartbeat_s
+        skipped = 0
+        for at_once in (AT_ONCE, 1):
+            asyncio.run(_compute(target, sessions, at_once))
+            report = settled_report(cluster.url, heartbeat_s, durable=True)
+            now_skipped = sum(node.writes_skipped for node in report.nodes)
+            if now_skipped == skipped:
+                return
+            skipped = now_skipped
+    raise ServiceError("the first contexts do not fit the write-back queue; raise --arena or --write-share")
+
+
+def target_of(cluster: LocalCluster) -> Target:
+    """Where a running cluster's clients send their requests."""
+    config = cluster.config
+    return Target(config.network.host, config.network.port, config.served_name, config.limits.request_deadline_s)
+
+
+async def _compute(target: Target, sessions: Sequence[Session], at_once: int) -> None:
+    places = asyncio.Semaphore(at_once)
+
+    async def ask(session: Session) -> None:
+        async with places:
+            await complete(target, History(session).prompt().tolist(), 1)
+
+    await asyncio.gather(*(ask(session) for session in sessions))
