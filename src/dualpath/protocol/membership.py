@@ -9,7 +9,7 @@ from dualpath.policy.loads import EngineLoad, NodeLoad
 from dualpath.protocol.ledger import SlotLedger
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Engine:
     """An engine and what was assigned to it and is not completed (paper section 5: seq_e, tok_e)."""
 
@@ -20,9 +20,12 @@ class Engine:
     tokens: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Node:
-    """A node, its ledger, and the tokens in its storage read queue (paper section 5: read_q)."""
+    """A node, its ledger, and the tokens in its storage read queue (paper section 5: read_q).
+
+    A node that joins again is a new object: attempts of its former life keep the old one and its ledger.
+    """
 
     node: NodeId
     role: Role
@@ -30,6 +33,7 @@ class Node:
     read_tokens_per_s: float
     lease_ends_ns: int
     read_queue_tokens: int = 0
+    read_progress_ns: int = 0  # when a read of it last ended
     engines: dict[EngineId, Engine] = field(default_factory=dict)
 
     def load(self) -> NodeLoad:
@@ -81,8 +85,16 @@ class Membership:
         node = self.nodes.get(node_of(engine))
         return node.engines.get(engine) if node else None
 
+    def is_current(self, node: Node) -> bool:
+        """Whether this is the node's present life."""
+        return self.nodes.get(node.node) is node
+
     def request_capacity_tokens(self, block_tokens: int) -> int:
-        """The longest request (prompt and tokens to come) that fits arenas, window and KV memory; 0 without engines."""
+        """The longest request (prompt and tokens to come) that fits wherever it may be sent; 0 without engines.
+
+        That is every arena, every prefill engine's window, and one engine's KV memory in every decode group.
+        """
         arenas = [n.ledger.capacity * block_tokens for n in self.nodes.values()]
-        memories = [max((e.kv_tokens for e in self.engines(role)), default=0) for role in Role]
-        return min(arenas + memories, default=0)
+        windows = [e.kv_tokens for e in self.engines(Role.PREFILL)]
+        groups = [max(e.kv_tokens for e in n.engines.values()) for n in self.of_role(Role.DECODE) if n.engines]
+        return min(arenas + windows + groups) if windows and groups else 0

@@ -1,4 +1,4 @@
-"""A request and its attempts: what the machine remembers of them.
+"""A request and its attempts: what the machine remembers of them, and what an attempt occupies.
 
     WAITING --assign--> LOADING --all reads finished--> PREFILLING --first token--> HANDOFF --copy there--> DECODING
        ^                   |                                |                          |                       |
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from dualpath.core.ids import NodeId, RequestId
 from dualpath.core.plan import ReadPlan
-from dualpath.protocol.events import RetainedBlock
+from dualpath.protocol.events import Assign, RetainedBlock
 from dualpath.protocol.membership import Engine, Node
 
 
@@ -27,7 +27,7 @@ class Phase(enum.Enum):
     ENDED = "ended"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Waiting:
     """A request that has no running attempt."""
 
@@ -46,9 +46,9 @@ class Waiting:
         return self.prompt_tokens + self.max_tokens
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Attempt:
-    """One try to serve a request, under one grant."""
+    """One try to serve a request, under one grant. Made with its slots taken; occupy() counts the rest."""
 
     grant: int
     waiting: Waiting  # the request, to be queued again if this fails
@@ -56,19 +56,56 @@ class Attempt:
     prefill: Engine
     decode_node: Node
     decode: Engine
+    hit_blocks: int
     plan: ReadPlan
     retained: tuple[RetainedBlock, ...]
+    prefill_blocks: tuple[int, ...]
     prefill_slots: list[int]
     decode_slots: list[int]
-    deadline_ns: int
+    deadline_ns: int = 0
     phase: Phase = Phase.LOADING
     copied: bool = False  # the decode node has what the prefill node read
+    pushing: bool = False  # the prefill node may be writing to the decode node's slots
     loading: set[NodeId] = field(default_factory=set)  # nodes that still bring in blocks
     reads_left: dict[NodeId, int] = field(default_factory=dict)  # planned blocks not yet read
     unreleased: set[NodeId] = field(default_factory=set)
     releasing: set[NodeId] = field(default_factory=set)
+    sources: list[tuple[Node, int]] = field(default_factory=list)  # slots of retained blocks, held while they are read
     prefill_counted: bool = True
     decode_counted: bool = True
+
+    @property
+    def nodes(self) -> tuple[Node, Node]:
+        """The pair."""
+        return self.prefill_node, self.decode_node
+
+    def assignment(self) -> Assign:
+        """The command that starts it."""
+        return Assign(
+            self.grant, self.waiting.request, self.prefill.engine, self.decode.engine, self.hit_blocks, self.plan,
+            self.retained, self.prefill_blocks, tuple(self.prefill_slots), tuple(self.decode_slots),
+        )  # fmt: skip
+
+    # loads -------------------------------------------------------------------------------------------------------
+
+    def occupy(self, sources: list[Node], block_tokens: int) -> None:
+        """Count the engines' loads and planned reads, and hold what `retained` names on `sources`, in order."""
+        self.prefill.requests += 1
+        self.prefill.tokens += self.waiting.prompt_tokens
+        self.decode.requests += 1
+        self.decode.tokens += self.waiting.total_tokens
+        for node in self.nodes:
+            self.unreleased.add(node.node)
+            blocks = self.reads_left[node.node] = self.plan.blocks_by(node.node)
+            node.read_queue_tokens += blocks * block_tokens
+            if blocks:
+                self.loading.add(node.node)
+        # also with nothing to read: its answer says that the grant is open there, so that pushes find their slots
+        self.loading.add(self.decode_node.node)
+        self.copied = not self.prefill_blocks
+        for node, block in zip(sources, self.retained, strict=True):
+            node.ledger.hold(block.slot)
+            self.sources.append((node, block.slot))
 
     def uncount_prefill(self) -> None:
         """Take the request off the prefill engine's load, once."""
@@ -90,3 +127,43 @@ class Attempt:
         if done:
             self.reads_left[node.node] -= done
             node.read_queue_tokens = max(0, node.read_queue_tokens - done * block_tokens)
+
+    # slots -------------------------------------------------------------------------------------------------------
+
+    def reads_from(self, node: Node) -> bool:
+        """Whether retained blocks of this node may still be on their way."""
+        return any(source is node for source, _ in self.sources)
+
+    def pushing_from(self, node: Node) -> bool:
+        """Whether this node may still write into the other one's slots, as far as anybody knows."""
+        return self.pushing and node is self.prefill_node and node.node in self.unreleased
+
+    def drop_sources(self) -> None:
+        """The retained blocks are here, or nobody fetches them any more."""
+        for node, slot in self.sources:
+            node.ledger.drop(slot)  # the ledger of a lost node is history, and so is what it says of the slot
+        self.sources.clear()
+
+    def let_go(self, node: NodeId) -> None:
+        """`node` is out of the attempt: free the slots that now nobody touches.
+
+        The decode node reads from the prefill node's slots until it has copied them or is out itself; the prefill node
+        writes into the decode node's.
+        """
+        self.unreleased.discard(node)
+        if node == self.prefill_node.node:
+            self.uncount_prefill()
+        else:
+            self.uncount_decode()
+            self.drop_sources()
+        prefill_out = self.prefill_node.node not in self.unreleased
+        decode_out = self.decode_node.node not in self.unreleased
+        if prefill_out and (self.copied or decode_out):
+            _give_back(self.prefill_node, self.prefill_slots)
+        if prefill_out and decode_out:
+            _give_back(self.decode_node, self.decode_slots)
+
+
+def _give_back(node: Node, slots: list[int]) -> None:
+    node.ledger.release(slots)
+    slots.clear()

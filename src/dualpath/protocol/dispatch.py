@@ -1,0 +1,146 @@
+"""From waiting requests to attempts: who prefills, who decodes, who reads, and in which slots.
+
+Requests are looked at in order of arrival. One starts when the decode policy has placed it, a prefill engine may take
+it, and both arenas have all its slots: all or nothing, so nothing that holds slots waits for slots. A request whose
+slots are not free may be passed by later ones, but not more often than the limit says; then all wait for it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from dualpath.core.ids import EngineId, NodeId, RequestId, node_of
+from dualpath.core.plan import BlockRange, ReadPlan, ReadSegment
+from dualpath.core.report import Role
+from dualpath.policy.limits import limits_from_rates
+from dualpath.policy.loads import Limits
+from dualpath.policy.prefill import PREFILL_POLICIES
+from dualpath.policy.read import READ_POLICIES
+from dualpath.protocol.events import RetainedBlock
+from dualpath.protocol.membership import Membership, Node
+from dualpath.protocol.placement import place_decodes
+from dualpath.protocol.request import Attempt, Waiting
+from dualpath.protocol.settings import Settings
+
+
+class Hit(msgspec.Struct, frozen=True):
+    """The cached prefix of a request: `blocks` full blocks, of which `retained` lie in arenas, the rest on storage."""
+
+    blocks: int
+    retained: tuple[RetainedBlock, ...] = ()
+
+
+LookUp = Callable[[RequestId], Hit]
+
+
+class Dispatcher:
+    """Makes attempts. Keeps no request and no attempt; counts its decisions by kind."""
+
+    def __init__(self, settings: Settings, look_up: LookUp, members: Membership) -> None:
+        self._settings = settings
+        self._look_up = look_up
+        self._members = members
+        self._choose_prefill = PREFILL_POLICIES[settings.prefill_policy]
+        self._plan_read = READ_POLICIES[settings.read_policy]
+        self._grants = 0
+        self._plans = 0
+        self.decisions: Counter[str] = Counter()
+
+    def start(self, waiting: Sequence[Waiting]) -> list[Attempt]:
+        """Attempts for those who can start now, their loads counted and their slots taken."""
+        if not waiting:
+            return []
+        placed = place_decodes(waiting, list(self._members.of_role(Role.DECODE)))
+        limits = self._limits()
+        started: list[Attempt] = []
+        passed: list[Waiting] = []  # their slots are not free
+        for request in waiting:
+            decode = placed.get(request.request)
+            if decode is None:
+                continue  # its group's KV memory is full, also for all behind it there; other groups go on
+            prefill = self._choose_prefill_engine(limits)
+            if prefill is None:
+                break
+            attempt = self._try_start(request, prefill, decode)
+            if attempt is None:
+                passed.append(request)
+            else:
+                started.append(attempt)
+                for earlier in passed:
+                    earlier.overtaken += 1
+            if any(w.overtaken >= self._settings.overtake_limit for w in passed):
+                break
+        return started
+
+    def _limits(self) -> Limits:
+        """alpha and beta from the rates that nodes and engines measured (means over the prefill side)."""
+        nodes = list(self._members.of_role(Role.PREFILL))
+        engines = list(self._members.engines(Role.PREFILL))
+        read = sum(n.read_tokens_per_s for n in nodes) / max(1, len(nodes))
+        process = sum(e.process_tokens_per_s for e in engines) / max(1, len(engines))
+        return limits_from_rates(read, process)
+
+    def _choose_prefill_engine(self, limits: Limits) -> EngineId | None:
+        loads = [load for node in self._members.of_role(Role.PREFILL) for load in node.engine_loads()]
+        return self._choose_prefill(loads, limits, self._grants)
+
+    def _try_start(self, request: Waiting, prefill_id: EngineId, decode_id: EngineId) -> Attempt | None:
+        """Plan the read and reserve all slots on both sides, or change nothing."""
+        prefill_node = self._members.nodes[node_of(prefill_id)]
+        decode_node = self._members.nodes[node_of(decode_id)]
+        total_blocks = -(-request.total_tokens // self._settings.block_tokens)
+        if total_blocks > decode_node.ledger.available:
+            return None
+        hit = self._hit(request)
+        plan = self._plan(hit, prefill_node, decode_node)
+        prefill_blocks = _blocks_of(plan, prefill_node.node)
+        if len(prefill_blocks) > prefill_node.ledger.available:
+            return None
+        grant = self._settings.first_grant + self._grants
+        self._grants += 1
+        self._plans += bool(plan.segments)
+        request.attempts += 1
+        attempt = Attempt(
+            grant, request, prefill_node, prefill_node.engines[prefill_id], decode_node,
+            decode_node.engines[decode_id], hit.blocks, plan, hit.retained, prefill_blocks,
+            prefill_node.ledger.take(len(prefill_blocks), grant), decode_node.ledger.take(total_blocks, grant),
+        )  # fmt: skip
+        attempt.occupy([self._members.nodes[r.node] for r in hit.retained], self._settings.block_tokens)
+        self._count_decisions(attempt)
+        return attempt
+
+    def _hit(self, request: Waiting) -> Hit:
+        """The usable hit: at least one prompt token is always computed, for the first token's logits."""
+        if request.attempts >= self._settings.attempts_with_hits:
+            return Hit(0)
+        hit = self._look_up(request.request)
+        blocks = min(hit.blocks, (request.prompt_tokens - 1) // self._settings.block_tokens)
+        blocks = min([blocks, *(r.block for r in hit.retained if not self._is_there(r))])
+        return Hit(blocks, tuple(r for r in hit.retained if r.block < blocks))
+
+    def _is_there(self, block: RetainedBlock) -> bool:
+        """Whether the slot still has the block; the index is only a hint."""
+        node = self._members.nodes.get(block.node)
+        return node is not None and node.ledger.holds(block.slot, block.grant)
+
+    def _plan(self, hit: Hit, prefill: Node, decode: Node) -> ReadPlan:
+        """The policy plans the blocks before the first retained one; stored ones after it go to the decode side."""
+        first_retained = min((r.block for r in hit.retained), default=hit.blocks)
+        block_tokens = self._settings.block_tokens
+        plan = self._plan_read(BlockRange(0, first_retained), prefill.load(), decode.load(), block_tokens, self._plans)
+        retained = {r.block for r in hit.retained}
+        strays = [b for b in range(first_retained, hit.blocks) if b not in retained]
+        return ReadPlan(plan.segments + tuple(ReadSegment(BlockRange(b, b + 1), decode.node) for b in strays))
+
+    def _count_decisions(self, attempt: Attempt) -> None:
+        self.decisions[f"prefill:{attempt.prefill.engine}"] += 1
+        self.decisions[f"decode:{attempt.decode.engine}"] += 1
+        readers = {s.reader for s in attempt.plan.segments}
+        sides = {attempt.prefill_node.node: "prefill", attempt.decode_node.node: "decode"}
+        kind = "split" if len(readers) > 1 else next((sides[r] for r in readers), "nothing")
+        self.decisions[f"read:{kind}"] += 1
+
+
+def _blocks_of(plan: ReadPlan, reader: NodeId) -> tuple[int, ...]:
+    return tuple(b for s in plan.segments if s.reader == reader for b in range(s.blocks.start, s.blocks.stop))
