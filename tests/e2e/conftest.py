@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from dualpath.engine.checkpoints import default_cache_dir, resolve_model
-from dualpath.testing.live_cluster import Ask
+from e2e.live_cluster import Ask
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 from dualpath.core.config_file import load_config
@@ -17,7 +18,7 @@ _rng = random.Random(int(sys.argv[2]))
 def random_split(hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, block_tokens: int, turn: int) -> ReadPlan:
     """Up to four runs of blocks, each read by a random side."""
     cuts = sorted({hit.start, hit.stop, *(_rng.randint(hit.start, hit.stop) for _ in range(3))})
-    ranges = [BlockRange(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    ranges = [BlockRange(a, b) for a, b in pairwise(cuts)]
     return ReadPlan(tuple(ReadSegment(r, _rng.choice((prefill.node, decode.node))) for r in ranges))
 
 

@@ -10,7 +10,7 @@ import pytest
 from dualpath.core.config import Config
 from dualpath.launch.process import Role
 from dualpath.launch.roles import cluster_roles
-from dualpath.testing.live_cluster import (
+from e2e.live_cluster import (
     Answer,
     Ask,
     ask_all,
@@ -68,14 +68,12 @@ def test_every_policy_and_topology_gives_the_tokens_of_a_plain_run(
 def test_hits_split_at_random_blocks_in_a_small_arena_with_small_chunks(
     tiny: Path, reference: Reference, tmp_path: Path
 ) -> None:
-    """Random plans; an arena that holds about two requests of six; a quota of 1 ms, so that most prompts are chunked."""
+    """Random plans; an arena for about two requests of six; a quota of 1 ms, so that prompts are chunked."""
 
     def roles(config: Config, config_file: Path) -> list[Role]:
         script = Path(__file__).with_name("random_split_scheduler.py")
         command = (sys.executable, str(script), str(config_file), str(SEED))
-        return [
-            r._replace(command=command) if r.name == "scheduler" else r for r in cluster_roles(config, config_file)
-        ]
+        return [r._replace(command=command) if r.name == "scheduler" else r for r in cluster_roles(config, config_file)]
 
     asks = random_asks(SEED + 1, 6)
     with cluster(

@@ -88,7 +88,9 @@ def assert_equal_tokens(answers: Sequence[Answer], expected: Sequence[Sequence[i
         wrong = next((i for i, (a, b) in enumerate(zip(answer.ids, tokens, strict=True)) if a != b), None)
         if wrong is not None:
             gap = answer.gaps[wrong]
-            assert gap < TIE_LOGITS, f"request {number} differs at token {wrong}, where the best logits are {gap:g} apart"
+            assert gap < TIE_LOGITS, (
+                f"request {number} differs at token {wrong}, where the best logits are {gap:g} apart"
+            )
 
 
 def cluster_report(url: str) -> ClusterReport:
