@@ -35,14 +35,14 @@ _ROWS: list[tuple[str, str | Callable[[float], str], Figure]] = [
     ("TPOT p50", _MS, _ms("tpot_p50_s")),
     ("TPOT p99", _MS, _ms("tpot_p99_s")),
     ("hit rate", "{:.4f}", lambda run: run.hit_rate),
-    ("hit rate, whole blocks", "{:.4f}", lambda run: run.hit_rate_blocks),
+    ("hit rate, blocks", "{:.4f}", lambda run: run.hit_rate_blocks),
     ("SNIC utilisation", "{:.3f}", lambda run: run.snic_utilisation),
     ("SNIC max/avg", "{:.3f}", lambda run: run.snic_max_over_avg),
-    ("read by prefill nodes", format_bytes, lambda run: run.bytes_read.prefill),
-    ("read by decode nodes", format_bytes, lambda run: run.bytes_read.decode),
+    ("read, prefill side", format_bytes, lambda run: run.bytes_read.prefill),
+    ("read, decode side", format_bytes, lambda run: run.bytes_read.decode),
     ("retained", format_bytes, lambda run: run.bytes_retained),
     ("CPU", "{:.1f} s", lambda run: sum(run.cpu_s.values())),
-    ("requests started again", "{:.0f}", lambda run: sum(run.recomputes.values())),
+    ("recomputes", "{:.0f}", lambda run: sum(run.recomputes.values())),
     ("errors", "{:.0f}", lambda run: run.errors),
 ]
 

@@ -11,6 +11,7 @@ from dualpath.core.config import Config
 from dualpath.core.errors import ConfigError
 from dualpath.policy.prefill import PREFILL_POLICIES
 from dualpath.policy.read import READ_POLICIES
+from dualpath.workload import PRESETS
 
 UNTHROTTLED = "unthrottled"  # split with every throttle off: what is left when storage costs nothing
 
@@ -33,6 +34,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
 
 def check(experiment: Experiment, config: Config) -> None:
     """ConfigError when the experiment cannot be run with this config."""
+    _check_workload(experiment.workload)
     known = [*READ_POLICIES, UNTHROTTLED]
     for policy in experiment.policies:
         if policy not in known:
@@ -44,6 +46,11 @@ def check(experiment: Experiment, config: Config) -> None:
         raise ConfigError(f"no prefill policy {prefill!r}; there are {', '.join(PREFILL_POLICIES)}")
     if experiment.aps is not None and experiment.aps <= 0:
         raise ConfigError(f"--aps {experiment.aps:g}: an arrival rate is positive; leave it out to start all together")
+
+
+def _check_workload(name: str) -> None:
+    if name not in PRESETS and not Path(name).expanduser().is_file():
+        raise ConfigError(f"no workload {name!r}: neither a file nor one of {', '.join(sorted(PRESETS))}")
 
 
 def check_output(file: Path) -> None:

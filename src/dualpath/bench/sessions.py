@@ -54,14 +54,10 @@ def start_times(experiment: Experiment) -> list[float]:
 def _whole(experiment: Experiment, spec: ModelSpec) -> list[Session]:
     if experiment.workload in PRESETS:
         return generate(experiment.workload, experiment.agents, vocab=spec.vocab_size, seed=experiment.seed)
-    file = Path(experiment.workload).expanduser()
-    if not file.exists():
-        raise ConfigError(
-            f"no workload {experiment.workload!r}: neither a file nor one of {', '.join(sorted(PRESETS))}"
-        )
     tokenizer = tokenizers.Tokenizer.from_file(str(Path(spec.path) / "tokenizer.json"))
     return read_workload(
-        file, vocab=spec.vocab_size, seed=experiment.seed, limit_sessions=experiment.agents,
+        Path(experiment.workload).expanduser(), vocab=spec.vocab_size, seed=experiment.seed,
+        limit_sessions=experiment.agents,
         tokenize=lambda text: tokenizer.encode(text, add_special_tokens=False).ids,
     )  # fmt: skip
 

@@ -50,7 +50,9 @@ def replay(
     from dualpath.bench.experiment import Experiment, check_output
     from dualpath.bench.replay import replay as run
     from dualpath.bench.results import write_json
+    from dualpath.launch.signals import end_like_ctrl_c
 
+    end_like_ctrl_c()
     if json:
         check_output(json)
     policies = tuple(name.strip() for name in read_policy.split(","))

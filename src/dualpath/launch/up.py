@@ -2,14 +2,13 @@
 
 import json
 import shlex
-import signal
 import time
-from types import FrameType
 
 from rich.console import Console
 
 from dualpath.core.config import Config
 from dualpath.launch.local import LocalCluster
+from dualpath.launch.signals import end_like_ctrl_c
 
 CHECK_S = 0.2
 
@@ -17,8 +16,7 @@ CHECK_S = 0.2
 def up(config: Config) -> None:
     """Start a cluster, say how to use it, serve until Ctrl-C or SIGTERM, leave nothing behind."""
     console = Console(stderr=True, highlight=False)
-    for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(sig, _interrupt)
+    end_like_ctrl_c()
     cluster = LocalCluster(config, say=lambda text: console.print(text, markup=False))
     try:
         _start(cluster, console)
@@ -51,7 +49,3 @@ def _example(cluster: LocalCluster) -> str:
         f"curl {cluster.url}/v1/chat/completions -H 'content-type: application/json'{key}"
         f" -d {shlex.quote(json.dumps({**body, 'max_tokens': 64}))}"
     )
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
