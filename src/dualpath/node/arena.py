@@ -1,10 +1,10 @@
 """The node's DRAM buffer: shared memory cut into full-block slots. Who owns which slot is the scheduler's business."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from dualpath.core.errors import ConfigError
+from dualpath.core.errors import ConfigError, ProtocolError
 from dualpath.core.layout import BlockLayout
 from dualpath.core.units import format_bytes
 from dualpath.transport.base import Range
@@ -36,13 +36,32 @@ class Arena:
         """The whole slot as a range of the region."""
         return Range(slot * self.layout.block_bytes, self.layout.block_bytes)
 
-    def open(self, grant: int, slots: Iterable[int]) -> None:
-        """From now on these slots answer to this grant only."""
+    def open(self, grant: int, slots: Sequence[int]) -> set[int]:
+        """From now on these slots answer to this grant only; returns the grants that they answered to before.
+
+        Peers' transfers under those may still be under way: Transport.drained tells when they have ended.
+        """
+        if slots and not 0 <= min(slots) <= max(slots) < self.slots:
+            raise ProtocolError(f"grant {grant} names slots that this arena of {self.slots} slots does not have")
+        before = {self._grants[slot] for slot in slots} - {0, grant}
         for slot in slots:
             self._grants[slot] = grant
+        return before
+
+    def holds(self, grant: int, slot: int) -> bool:
+        """Whether the slot exists and answers to this grant."""
+        return 0 <= slot < self.slots and self._grants[slot] == grant
+
+    def revoke_all(self) -> set[int]:
+        """No slot answers to any grant any more; returns those that one answered to (see `open`)."""
+        before = set(self._grants) - {0}
+        self._grants = [0] * self.slots
+        return before
 
     def authorize(self, grant: int, ranges: Sequence[Range]) -> bool:
         """Whether every byte of these ranges lies in a slot that answers to `grant`."""
+        if grant <= 0:
+            return False
         size = self.layout.block_bytes
         for r in ranges:
             first, last = r.offset // size, (r.offset + max(r.length, 1) - 1) // size

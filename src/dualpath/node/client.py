@@ -12,6 +12,7 @@ from typing import Any
 
 from dualpath.core import wire
 from dualpath.core.errors import ConfigError, ProtocolError, ServiceError, TransferError
+from dualpath.core.report import Role
 from dualpath.node.control import Condition, ControlPage
 from dualpath.transport.fds import receive_message, send_message
 from dualpath.transport.memory import SharedMemory
@@ -33,19 +34,34 @@ class AgentClient:
         self.engine = hello.engine
         self._socket = _connect(path)
         self._decoder = wire.Decoder(wire.AgentToEngine)
-        self.send(hello)
-        body, fds = receive_message(self._socket, max_fds=_MAX_FDS)
-        answer = self._decoder.decode(body)
-        if isinstance(answer, wire.EngineRefused):
-            raise ConfigError(f"the agent at {path} refuses this engine: {answer.message}")
-        if not isinstance(answer, wire.EngineAccepted):
-            raise ProtocolError(f"{type(answer).__name__} instead of an answer to hello")
+        try:
+            fds = self._introduce(path, hello)
+        except BaseException:
+            self._socket.close()
+            raise
         self.arena = SharedMemory(fds[0])
         self.window: SharedMemory | None = None
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
         if len(fds) == _MAX_FDS:
             self._take_window(fds)
+
+    def _introduce(self, path: Path, hello: wire.EngineHello) -> list[int]:
+        """Say hello; the descriptors that came with the agent's welcome."""
+        self.send(hello)
+        try:
+            body, fds = receive_message(self._socket, max_fds=_MAX_FDS)
+        except (TransferError, OSError) as error:
+            raise ServiceError(f"the agent at {path} did not answer: {error}") from None
+        answer = self._decoder.decode(body)
+        if isinstance(answer, wire.EngineRefused):
+            raise ConfigError(f"the agent at {path} refuses this engine: {answer.message}")
+        wanted = _MAX_FDS if hello.role is Role.PREFILL else 1
+        if not isinstance(answer, wire.EngineAccepted) or len(fds) != wanted:
+            for fd in fds:
+                os.close(fd)
+            raise ProtocolError(f"{type(answer).__name__} with {len(fds)} descriptors instead of a welcome")
+        return fds
 
     def _take_window(self, fds: list[int]) -> None:
         self.window = SharedMemory(fds[1])
@@ -115,7 +131,6 @@ class AgentClient:
             self.control.close()
             self.window.close()
             self._control_memory.close()
-            os.close(self.control.own_bell)
 
 
 def _connect(path: Path) -> socket.socket:

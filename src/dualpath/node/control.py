@@ -21,7 +21,10 @@ _FILLED, _COMPUTED, _PUSHED, _FAILED = 0, 8, 16, 24  # a cache line each
 
 
 class ControlPage:
-    """The counters in shared memory, `own_bell` that the other side rings and `peer_bell` that we ring."""
+    """The counters in shared memory, `own_bell` that the other side rings and `peer_bell` that we ring.
+
+    It owns both bells (their descriptors), not the memory.
+    """
 
     def __init__(self, view: memoryview, own_bell: int, peer_bell: int) -> None:
         self._counters = np.frombuffer(view, dtype=np.int64)
@@ -76,8 +79,10 @@ class ControlPage:
             return
 
     def close(self) -> None:
-        """Let go of the page."""
+        """Let go of the page and close the bells."""
         del self._counters
+        os.close(self.own_bell)
+        os.close(self._peer_bell)
 
 
 Condition = Callable[[], bool]

@@ -2,9 +2,13 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from dualpath.core import wire
 from dualpath.core.ids import EngineId
+
+if TYPE_CHECKING:
+    from dualpath.node.engines import EngineLink
 
 
 @dataclass(eq=False)
@@ -14,15 +18,29 @@ class Grant:
     grant: int
     engine: EngineId
     peer: str  # transport address of the other side
+    link: "EngineLink | None" = None  # the engine's connection when the grant was opened; a later one knows nothing
+    before: set[int] = field(default_factory=set)  # grants whose late transfers may still touch the slots
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     at_engine: bool = False  # the engine was told of it
-    dropped: asyncio.Event = field(default_factory=asyncio.Event)  # the engine let go of it
+    dropped: asyncio.Event = field(default_factory=asyncio.Event)  # the engine let go of it, or is gone
     streams: int = 0  # batches in flight through the window that carry it
     idle: asyncio.Event = field(default_factory=asyncio.Event)  # set while streams is 0
+    closing: bool = False  # it is being released
     failed: bool = False  # StepFailed was sent
 
     def __post_init__(self) -> None:
         self.idle.set()
+
+    def stream_begins(self) -> None:
+        """One batch more carries it."""
+        self.streams += 1
+        self.idle.clear()
+
+    def stream_ends(self) -> None:
+        """One batch fewer carries it."""
+        self.streams -= 1
+        if self.streams == 0:
+            self.idle.set()
 
 
 @dataclass(eq=False)

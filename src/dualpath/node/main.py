@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
+import secrets
 import signal
 import time
 from collections.abc import Coroutine
@@ -14,7 +16,7 @@ import zmq.asyncio
 
 from dualpath.core import wire
 from dualpath.core.config import Config
-from dualpath.core.errors import ConfigError
+from dualpath.core.errors import ConfigError, ProtocolError, StoreError
 from dualpath.core.ids import NodeId
 from dualpath.core.keys import KEY_BYTES
 from dualpath.core.model import ModelSpec
@@ -31,8 +33,19 @@ log = logging.getLogger("dualpath.node")
 
 
 def run(config: Config, node: NodeId) -> None:
-    """Run the agent of `node` until SIGTERM."""
-    asyncio.run(_until_terminated(_run(config, node)))
+    """Run the agent of `node` until SIGTERM; ConfigError when it cannot work as configured."""
+    try:
+        asyncio.run(_until_terminated(_run(config, node)))
+    except ExceptionGroup as group:
+        raise _first(group) from None
+
+
+def _first(group: ExceptionGroup[Exception]) -> Exception:
+    """The error that ended a group of tasks."""
+    error: Exception = group
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _until_terminated(work: Coroutine[Any, Any, None]) -> None:
@@ -46,36 +59,46 @@ async def _until_terminated(work: Coroutine[Any, Any, None]) -> None:
 async def _run(config: Config, node: NodeId) -> None:
     spec = served_spec(config)
     role = Role.PREFILL if node in config.prefill_nodes else Role.DECODE
-    stats = NodeStats(node, role)
     rate = config.snic_bytes_per_s
     store: Store = ThrottledStore(open_store(config.storage.path, spec.layout), spec.layout, rate, rate)
-    await store.open()
     nics = NicPair(config.cnic_bytes_per_s)
     transport = open_transport(config.storage.transport, nics=nics, deadline_s=config.limits.transfer_deadline_s)
-    await transport.start()
     link = SchedulerLink(config.scheduler_endpoint)
-    agent = Agent(config, spec, stats, store, transport, nics, link.send)
-    agent.rate.bytes_per_s = await probe_read_rate(store, spec)
-    try:
+    async with contextlib.AsyncExitStack() as ends:
+        ends.push_async_callback(store.close)
+        ends.callback(link.close)
+        read_rate = await probe_store(store, spec, node, config.limits.read_deadline_s)
+        await transport.start()
+        agent = Agent(config, spec, NodeStats(node, role), store, transport, nics, link.send)
+        agent.rate.bytes_per_s = read_rate
+        ends.push_async_callback(agent.close)
+        ends.push_async_callback(transport.close)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(agent.engines.run())
             tasks.create_task(link.converse(agent, transport.address, config.limits.heartbeat_s))
-    finally:
-        link.close()
-        await agent.close()
-        await transport.close()
-        await store.close()
 
 
-async def probe_read_rate(store: Store, spec: ModelSpec) -> float:
-    """Bytes a second of one block written and read back: a first guess, until real reads tell more."""
-    key, block = os.urandom(KEY_BYTES), memoryview(bytearray(os.urandom(spec.layout.block_bytes)))
-    await store.write(key, block)
-    start_ns = time.monotonic_ns()
-    await store.read(key, block)
-    took_ns = time.monotonic_ns() - start_ns
-    await store.delete(key)
-    return spec.layout.block_bytes * 1e9 / max(1, took_ns)
+async def probe_store(store: Store, spec: ModelSpec, node: NodeId, deadline_s: float) -> float:
+    """Open the store and try it: bytes a second of one block written and read back, until real reads tell more.
+
+    ConfigError when the store cannot be used.
+    """
+    key = hashlib.blake2b(node.encode(), digest_size=KEY_BYTES, person=b"dualpath-probe").digest()
+    block = memoryview(bytearray(os.urandom(spec.layout.block_bytes)))
+    try:
+        async with asyncio.timeout(deadline_s):
+            await store.open()
+            await store.delete(key)
+            await store.write(key, block)
+            start_ns = time.monotonic_ns()
+            await store.read(key, block)
+            elapsed_ns = max(1, time.monotonic_ns() - start_ns)
+            await store.delete(key)
+    except TimeoutError:
+        raise ConfigError(f"the store did not take and return a block in {deadline_s:g} s; check --store") from None
+    except StoreError as error:
+        raise ConfigError(f"the store cannot be used: {error}; check --store, its free space and permissions") from None
+    return spec.layout.block_bytes * 1e9 / elapsed_ns
 
 
 class SchedulerLink:
@@ -83,50 +106,73 @@ class SchedulerLink:
 
     def __init__(self, endpoint: str) -> None:
         self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, b"agent-" + secrets.token_bytes(8))  # the same after a reconnection
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
         self._socket.connect(endpoint)
-        self._accepted = False
+        self._decoder = wire.Decoder(wire.ToAgent)
+        self._incarnation = ""  # of the scheduler that took us in; empty: none
+        self._resetting = False
 
     def send(self, message: wire.Message) -> None:
-        """Queue a message; dropped while no scheduler has taken us in, for it would know nothing of its subject."""
-        if self._accepted or isinstance(message, wire.NodeHello):
+        """Queue a message; dropped while no scheduler has taken us in, for it would know nothing of its subject.
+
+        Never waits: without a high-water mark ZeroMQ takes every message at once, in order.
+        """
+        if not self._socket.closed and (self._incarnation or isinstance(message, wire.NodeHello)):
             self._socket.send(wire.encode(message))
 
     async def converse(self, agent: Agent, address: str, heartbeat_s: float) -> None:
-        """Say hello until accepted, then report and obey."""
+        """Say hello until accepted, then report and obey. ConfigError when the scheduler refuses the node."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._beat(agent, address, heartbeat_s))
             tasks.create_task(self._receive(agent, address))
 
     async def _beat(self, agent: Agent, address: str, heartbeat_s: float) -> None:
         while True:
-            self.send(agent.report() if self._accepted else agent.hello(address))
+            if not self._resetting:
+                self.send(agent.report() if self._incarnation else agent.hello(address))
             await asyncio.sleep(heartbeat_s)
 
     async def _receive(self, agent: Agent, address: str) -> None:
-        decoder = wire.Decoder(wire.ToAgent)
         while True:
-            message = decoder.decode(await self._socket.recv())
+            try:
+                message = self._decoder.decode(await self._socket.recv())
+            except ProtocolError as error:
+                log.error("dropped a message of the scheduler: %s", error)
+                continue
             if isinstance(message, wire.NodeAccepted):
-                if not self._accepted:
-                    self._accepted = True
-                    agent.announce_engines()
+                await self._on_accepted(agent, message)
             elif isinstance(message, wire.NodeRefused):
                 raise ConfigError(f"the scheduler refuses this node: {message.message}")
             elif isinstance(message, wire.Rejoin):
-                await self._rejoin(agent, address)
+                await self._on_rejoin(agent, address)
             else:
-                agent.on_message(message)
+                agent.receive(message)
 
-    async def _rejoin(self, agent: Agent, address: str) -> None:
-        if self._accepted:
+    async def _on_accepted(self, agent: Agent, message: wire.NodeAccepted) -> None:
+        """Hellos may be answered more than once, and by a scheduler that has restarted in between."""
+        if message.incarnation == self._incarnation:
+            return
+        if self._incarnation:
+            await self._reset(agent)
+        self._incarnation = message.incarnation
+        agent.announce_engines()
+
+    async def _on_rejoin(self, agent: Agent, address: str) -> None:
+        if self._incarnation:  # one Rejoin comes for every report
             log.warning("the scheduler does not know this node; dropping its work and joining again")
-            self._accepted = False
-            await agent.reset()
+            await self._reset(agent)
             self.send(agent.hello(address))
 
+    async def _reset(self, agent: Agent) -> None:
+        self._incarnation, self._resetting = "", True
+        try:
+            await agent.reset()
+        finally:
+            self._resetting = False
+
     def close(self) -> None:
-        """Close the socket."""
+        """Close the socket; later messages are dropped."""
         self._socket.close()

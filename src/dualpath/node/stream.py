@@ -6,6 +6,7 @@ computes layer s - 1 in the other half and the new KV of layer s - 2 has left. S
 """
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from dualpath.transport.base import Lane, LocalRanges, Range, RemoteRanges, Tran
 from dualpath.transport.memory import SharedMemory
 from dualpath.transport.nic import NicPair
 
+log = logging.getLogger("dualpath.node")
 COMPUTE_DEADLINE_S = 120.0  # for one layer
 
 
@@ -62,15 +64,21 @@ class LayerStream:
         asyncio.get_running_loop().add_reader(self.agent_bell, self._on_bell)
 
     async def run(self, batch: StreamBatch, grants: Sequence[PrefillGrant]) -> None:
-        """Stream a batch through the window; TransferError when a transfer failed (the batch is over then)."""
-        places = self._places(batch, grants)
+        """Stream a batch through the window; TransferError when that failed (the batch is over then)."""
         try:
+            places = self._places(batch, grants)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._fill(batch.first_layer, places))
                 tasks.create_task(self._push(batch.first_layer, places))
-        except* (TransferError, TimeoutError) as errors:
+        except ExceptionGroup as group:
             self._give_up(batch.first_layer)
-            raise TransferError(str(errors.exceptions[0]) or "the engine did not compute a layer in time") from None
+            first = group.exceptions[0]
+            if not isinstance(first, TransferError):
+                log.error("streaming a batch failed unexpectedly", exc_info=group)
+            raise TransferError(str(first) or repr(first)) from group
+        except TransferError:
+            self._give_up(batch.first_layer)
+            raise
 
     def close(self) -> None:
         """The engine is gone."""
@@ -85,6 +93,9 @@ class LayerStream:
         """Where each item lies; the engine computes the same from the same batch (node/client.py)."""
         places, start = [], 0
         for item, grant in zip(batch.items, grants, strict=True):
+            blocks = item.cached_blocks + self.layout.blocks_for(item.new_tokens)
+            if item.cached_blocks < 0 or item.new_tokens < 1 or blocks > len(grant.peer_slots):
+                raise TransferError(f"a batch item is outside of its request's {len(grant.peer_slots)} blocks")
             places.append(Place(grant, start, item.cached_blocks, item.new_tokens))
             start += item_bytes(self.layout, item.cached_blocks, item.new_tokens)
         if start > self.half_bytes:
@@ -143,10 +154,13 @@ class LayerStream:
         return RemoteRanges(place.grant.peer, ARENA, place.grant.grant, ranges)
 
     async def _until(self, condition: Condition) -> None:
-        async with asyncio.timeout(COMPUTE_DEADLINE_S):
-            while not condition():
-                self._changed.clear()
-                await self._changed.wait()
+        try:
+            async with asyncio.timeout(COMPUTE_DEADLINE_S):
+                while not condition():  # no await between look and clear, so that no change is missed
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise TransferError(f"no layer was computed or pushed in {COMPUTE_DEADLINE_S:g} s") from None
 
     def _give_up(self, first: int) -> None:
         """Let the counters stand where the batch would have ended, and say that it did not."""

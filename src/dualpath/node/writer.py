@@ -1,25 +1,28 @@
 """The write-back queue of a node: new blocks to storage, parents before children, bounded; skipping is counted.
 
-Stored prefixes are closed: a block is written only after its parent is durable, wherever the parent was written.
+Stored prefixes are closed: a block is written only after its parent is durable, wherever the parent was written. An
+item that waits for its parent keeps no other from being written.
 """
 
 import asyncio
-from collections import deque
+import logging
 from collections.abc import Callable
 
-from dualpath.core.errors import StoreError
+from dualpath.core.errors import StoreError, StoreUnavailable
 from dualpath.core.keys import BlockKey
 from dualpath.core.report import NodeStats
 from dualpath.core.wire import PersistItem
 from dualpath.node.arena import Arena
 from dualpath.store.base import Store
 
+log = logging.getLogger("dualpath.node")
 PARENT_POLL_S = 0.05
-PARENT_DEADLINE_S = 5.0
+PARENT_DEADLINE_S = 5.0  # for a parent that another node writes
+_SKIPPED_BOUND = 10_000
 
 
 class WriteQueue:
-    """Writes slots of `arena` to `store`; `on_end(item, durable)` follows every accepted item."""
+    """Writes slots of `arena` to `store`; `on_end(item, durable)` follows every accepted item unless abandoned."""
 
     def __init__(
         self,
@@ -38,60 +41,94 @@ class WriteQueue:
         self._on_end = on_end
         self._bound = bound
         self._deadline_s = deadline_s
-        self._queue: deque[PersistItem] = deque()
-        self._pending: dict[BlockKey, asyncio.Future[bool]] = {}
-        self._wake = asyncio.Semaphore(0)
-        self._workers = [asyncio.create_task(self._work()) for _ in range(concurrency)]
+        self._turns = asyncio.Semaphore(concurrency)  # first come, first served
+        self._tasks: set[asyncio.Task[bool]] = set()
+        self._pending: dict[BlockKey, asyncio.Task[bool]] = {}  # the last accepted item of each key
+        self._skipped: dict[BlockKey, None] = {}  # lately not persisted: children need not wait for these
+        self._failing = False
 
     def enqueue(self, item: PersistItem) -> bool:
         """Take a block to be written; False (and counted) when the arena's write-back share is full."""
         if self._stats.write_queue_blocks >= self._bound:
-            self._stats.writes_skipped += 1
+            self._skip(item.key)
             return False
         self._stats.write_queue_blocks += 1
-        self._pending.setdefault(item.key, asyncio.get_running_loop().create_future())
-        self._queue.append(item)
-        self._wake.release()
+        before, parent = self._pending.get(item.key), self._pending.get(item.parent)
+        task = asyncio.create_task(self._serve(item, before, parent))
+        self._pending[item.key] = task
+        self._tasks.add(task)
+        task.add_done_callback(lambda task: self._ended(task, item))
         return True
 
-    async def close(self) -> None:
-        """Stop the workers; what is queued is not written."""
-        for worker in self._workers:
-            worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
+    async def abandon(self) -> None:
+        """Forget what is queued and stop what runs: the slots are needed for something else. Counted as skipped."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _work(self) -> None:
-        while True:
-            await self._wake.acquire()
-            item = self._queue.popleft()
-            durable = await self._write(item)
-            self._stats.write_queue_blocks -= 1
-            self._stats.writes_skipped += not durable
-            pending = self._pending.pop(item.key, None)
-            if pending and not pending.done():
-                pending.set_result(durable)
-            self._on_end(item, durable)
+    close = abandon
 
-    async def _write(self, item: PersistItem) -> bool:
-        try:
-            if not await self._parent_durable(item.parent):
-                return False
-            async with asyncio.timeout(self._deadline_s):
-                await self._store.write(item.key, self._arena.slot(item.slot))
-        except (StoreError, TimeoutError):
-            return False
-        self._stats.written_bytes += self._arena.layout.block_bytes
-        return True
+    def _ended(self, task: asyncio.Task[bool], item: PersistItem) -> None:
+        self._tasks.discard(task)
+        if self._pending.get(item.key) is task:
+            del self._pending[item.key]
+        self._stats.write_queue_blocks -= 1
+        durable = not task.cancelled() and not task.exception() and task.result()
+        if not durable:
+            self._skip(item.key)
+        if task.cancelled():
+            return
+        if error := task.exception():
+            log.error("the write-back of block %s failed unexpectedly", item.key.hex(), exc_info=error)
+        self._on_end(item, durable)
 
-    async def _parent_durable(self, parent: BlockKey) -> bool:
-        """Wait for the parent: in this queue, or in another node's, whose write we can only see on storage."""
-        if not parent:
+    def _skip(self, key: BlockKey) -> None:
+        self._stats.writes_skipped += 1
+        self._skipped[key] = None
+        if len(self._skipped) > _SKIPPED_BOUND:
+            del self._skipped[next(iter(self._skipped))]
+
+    async def _serve(
+        self, item: PersistItem, before: asyncio.Task[bool] | None, parent: asyncio.Task[bool] | None
+    ) -> bool:
+        """Whether the block is durable in the end."""
+        if before is not None and await _outcome(before):
             return True
-        pending = self._pending.get(parent)
-        if pending is not None:
-            return await asyncio.shield(pending)
-        for _ in range(int(PARENT_DEADLINE_S / PARENT_POLL_S)):
-            if await self._store.contains(parent):
+        try:
+            if item.parent and not (parent and await _outcome(parent)) and not await self._appears(item.parent):
+                return False
+            async with self._turns:
+                await self._write(item)
+        except StoreError as error:
+            if not self._failing:
+                log.warning("new blocks are not persisted, serving goes on: %s", error)
+            self._failing = True
+            return False
+        self._failing = False
+        self._skipped.pop(item.key, None)
+        return True
+
+    async def _write(self, item: PersistItem) -> None:
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                if not await self._store.contains(item.key):
+                    await self._store.write(item.key, self._arena.slot(item.slot))
+                    self._stats.written_bytes += self._arena.layout.block_bytes
+        except TimeoutError:
+            raise StoreUnavailable(f"a write took longer than {self._deadline_s:g} s") from None
+
+    async def _appears(self, key: BlockKey) -> bool:
+        """Whether the block lies on storage, or comes there soon: another node may be writing it."""
+        polls = 1 if key in self._skipped else int(PARENT_DEADLINE_S / PARENT_POLL_S)
+        for _ in range(polls):
+            if await self._store.contains(key):
                 return True
             await asyncio.sleep(PARENT_POLL_S)
         return False
+
+
+async def _outcome(task: asyncio.Task[bool]) -> bool:
+    """What became of another item, whose failure is its own."""
+    await asyncio.wait({task})
+    return not task.cancelled() and task.exception() is None and task.result()

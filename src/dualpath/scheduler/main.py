@@ -6,6 +6,8 @@ import logging
 import signal
 
 from dualpath.core.config import Config
+from dualpath.core.errors import ConfigError, StoreError, StoreUnavailable
+from dualpath.core.model import ModelSpec
 from dualpath.core.served import served_spec
 from dualpath.scheduler.index import PrefixIndex
 from dualpath.scheduler.server import Scheduler
@@ -15,8 +17,11 @@ from dualpath.store.open import open_store
 log = logging.getLogger("dualpath.scheduler")
 
 
+INDEX_DEADLINE_S = 30.0  # a store that takes longer to list is listed while the first requests are served
+
+
 def run(config: Config) -> None:
-    """Run the scheduler until SIGTERM."""
+    """Run the scheduler until SIGTERM; ConfigError when the store or the endpoint cannot be used."""
     asyncio.run(_run(config))
 
 
@@ -27,16 +32,35 @@ async def _run(config: Config) -> None:
         asyncio.get_running_loop().add_signal_handler(sig, task.cancel)
     spec = served_spec(config)
     store = open_store(config.storage.path, spec.layout)
-    index = PrefixIndex()
     with contextlib.suppress(asyncio.CancelledError):
+        try:
+            await _serve(config, spec, store)
+        finally:
+            await store.close()
+
+
+async def _serve(config: Config, spec: ModelSpec, store: Store) -> None:
+    try:
         await store.open()
-        await rebuild(index, store)
+    except StoreUnavailable as error:
+        raise ConfigError(f"the store cannot be used: {error}; check --store, its free space and permissions") from None
+    index = PrefixIndex()
+    rebuilding = asyncio.create_task(rebuild(index, store))
+    try:
+        await asyncio.wait({rebuilding}, timeout=INDEX_DEADLINE_S)
         await Scheduler(config, spec, index).run(config.scheduler_endpoint)
-    await store.close()
+    finally:
+        rebuilding.cancel()
+        await asyncio.gather(rebuilding, return_exceptions=True)
 
 
 async def rebuild(index: PrefixIndex, store: Store) -> None:
-    """Fill the index with what the store holds: hits survive restarts."""
-    stored = store.keys()
-    index.add_durable([key async for key in stored])
-    log.info("the store holds %d blocks of this model", len(index))
+    """Fill the index with what the store holds: hits survive restarts. A part of it will do: it is a hint."""
+    try:
+        async for key in store.keys():
+            index.add_durable([key])
+        log.info("the store holds %d blocks of this model", len(index))
+    except StoreError as error:
+        log.warning("the prefix index starts with %d blocks only: %s", len(index), error)
+    except Exception:
+        log.exception("the prefix index starts with %d blocks only", len(index))

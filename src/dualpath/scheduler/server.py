@@ -15,7 +15,7 @@ import zmq.asyncio
 from dualpath.core import wire
 from dualpath.core.config import Config
 from dualpath.core.errors import ProtocolError
-from dualpath.core.ids import NodeId, RequestId, node_of
+from dualpath.core.ids import EngineId, NodeId, RequestId, node_of
 from dualpath.core.model import ModelSpec
 from dualpath.core.report import ClusterReport, EngineStats, NodeStats, Role
 from dualpath.core.request import Done
@@ -28,6 +28,7 @@ from dualpath.scheduler.roster import Roster
 
 log = logging.getLogger("dualpath.scheduler")
 _TICK_S = 0.2
+_GATEWAY_LEASE_S = 60.0
 
 
 class Scheduler:
@@ -44,6 +45,8 @@ class Scheduler:
                 overtake_limit=config.scheduling.overtake_limit,
                 lease_ns=int(config.limits.lease_s * 1e9),
                 waiting_deadline_ns=int(config.limits.request_deadline_s * 1e9),
+                release_deadline_ns=int(config.limits.transfer_deadline_s * 1e9),
+                first_grant=time.time_ns() // 1000,  # agents outlive us, and with them what earlier grants still do
             ),
             self._look_up,
         )
@@ -56,6 +59,7 @@ class Scheduler:
         self._finished = 0
         self._failed = 0
         self._sender = b""
+        self._gateways: dict[bytes, int] = {}  # when each was last heard
 
     async def run(self, endpoint: str) -> None:
         """Serve until cancelled."""
@@ -72,15 +76,18 @@ class Scheduler:
     async def _receive(self) -> None:
         decoder = wire.Decoder(wire.ToScheduler)
         while True:
-            self._sender, data = await self._socket.recv_multipart()
+            self._sender, *body = await self._socket.recv_multipart()
             try:
-                self._on(decoder.decode(data))
+                self._on(decoder.decode(b"".join(body)))
             except ProtocolError as error:
                 log.warning("dropped a message: %s", error)
+            except Exception:  # one message must not take the cluster with it
+                log.exception("could not handle a message")
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
+            self._cancel_orphans()
             due = self._machine.next_timeout_ns()
             now = time.monotonic_ns()
             if due is not None and due <= now:
@@ -90,6 +97,23 @@ class Scheduler:
                 self._machine.on_timeout(now_ns=now)
                 self._carry_out()
 
+    def _cancel_orphans(self) -> None:
+        """A gateway that is gone for good takes its requests with it: its clients are gone too."""
+        silent_ns = time.monotonic_ns() - int(_GATEWAY_LEASE_S * 1e9)
+        for gateway in [g for g, heard_ns in self._gateways.items() if heard_ns < silent_ns]:
+            del self._gateways[gateway]
+            orphans = [r for r, live in self._requests.items() if live.gateway == gateway]
+            log.warning("a gateway is gone; cancelling its %d requests", len(orphans))
+            for request in orphans:
+                self._end(request)
+
+    def _sender_node(self) -> NodeId:
+        """The node that sent this message; ProtocolError when it is none of ours (any more)."""
+        node = self._roster.node_of(self._sender)
+        if node is None:
+            raise ProtocolError("its node has not joined, or was lost")
+        return node
+
     # messages to events ------------------------------------------------------------------------------------------
 
     @singledispatchmethod
@@ -98,6 +122,9 @@ class Scheduler:
 
     @_on.register
     def _gateway_hello(self, message: wire.GatewayHello) -> None:
+        if message.version != wire.PROTOCOL_VERSION:
+            raise ProtocolError(f"a gateway speaks protocol {message.version}, we speak {wire.PROTOCOL_VERSION}")
+        self._gateways[self._sender] = time.monotonic_ns()
         self._send(self._sender, wire.Welcome(self._incarnation, self._spec, self._max_request_tokens()))
 
     @_on.register
@@ -105,14 +132,18 @@ class Scheduler:
         submission = message.submission
         if submission.request in self._requests:
             return
+        self._gateways.setdefault(self._sender, time.monotonic_ns())
         live = LiveRequest(submission, message.reply_to, self._sender, time.monotonic_ns())
         self._requests[submission.request] = live
         self._feed(ev.RequestArrived(submission.request, submission.prompt_tokens, submission.max_tokens))
 
     @_on.register
     def _cancel(self, message: wire.Cancel) -> None:
-        if self._forget(message.request):
-            self._feed(ev.RequestCancelled(message.request))
+        self._end(message.request)
+
+    def _end(self, request: RequestId) -> None:
+        if self._forget(request):
+            self._feed(ev.RequestCancelled(request))
 
     @_on.register
     def _get_report(self, message: wire.GetReport) -> None:
@@ -156,22 +187,25 @@ class Scheduler:
 
     @_on.register
     def _engine_joined(self, message: wire.EngineJoined) -> None:
+        self._check_engine(message.engine)
         log.info("engine %s joined", message.engine)
         self._feed(ev.EngineJoined(message.engine, message.kv_tokens, message.process_tokens_per_s))
 
     @_on.register
     def _engine_lost(self, message: wire.EngineLost) -> None:
+        self._check_engine(message.engine)
         log.warning("engine %s is lost", message.engine)
         self._roster.lose_engine(message.engine)
         self._feed(ev.EngineLost(message.engine))
 
+    def _check_engine(self, engine: EngineId) -> None:
+        if node_of(engine) != self._sender_node():
+            raise ProtocolError(f"{engine} is no engine of the node that speaks of it")
+
     @_on.register
     def _reads_advanced(self, message: wire.ReadsAdvanced) -> None:
-        node = self._roster.node_of(self._sender)
-        live = self._by_grant.get(message.grant)
-        if node is None:
-            return
-        if live and live.assign and live.assign.grant == message.grant:
+        node, live = self._sender_node(), self._by_grant.get(message.grant)
+        if live and live.assign:
             if node == node_of(live.assign.prefill):
                 live.timeline.read_bytes_prefill += message.bytes_read
             else:
@@ -180,25 +214,21 @@ class Scheduler:
 
     @_on.register
     def _reads_finished(self, message: wire.ReadsFinished) -> None:
-        node = self._roster.node_of(self._sender)
-        if node is None:
-            return
-        live = self._by_grant.get(message.grant)
+        node, live = self._sender_node(), self._by_grant.get(message.grant)
         if live and live.assign:
-            now = live.since_arrival(time.monotonic_ns())
-            if node == node_of(live.assign.prefill):
-                live.timeline.prefill_side_loaded_ns = now
-            else:
-                live.timeline.decode_side_loaded_ns = now
+            side = "prefill" if node == node_of(live.assign.prefill) else "decode"
+            self._stamp(message.grant, f"{side}_side_loaded_ns")
             live.timeline.retained_bytes += message.retained_bytes
         self._feed(ev.ReadsFinished(message.grant, node))
 
     @_on.register
     def _copy_finished(self, message: wire.CopyFinished) -> None:
+        self._sender_node()
         self._feed(ev.CopyFinished(message.grant))
 
     @_on.register
     def _step_failed(self, message: wire.StepFailed) -> None:
+        self._sender_node()
         log.warning("grant %d failed: %s", message.grant, message.cause)
         self._index.forget(message.bad_keys)
         live = self._by_grant.get(message.grant)
@@ -208,34 +238,33 @@ class Scheduler:
 
     @_on.register
     def _block_held(self, message: wire.BlockHeld) -> None:
-        node = self._roster.node_of(self._sender)
-        if node is not None:
+        node = self._sender_node()
+        if message.grant in self._machine.attempts:
             self._index.hold(message.key, Held(node, message.slot, message.grant))
             self._feed(ev.BlockHeld(message.grant, message.slot))
 
     @_on.register
     def _block_written(self, message: wire.BlockWritten) -> None:
-        node = self._roster.node_of(self._sender)
-        if node is not None:
-            self._index.written(message.key, node, message.slot, durable=message.durable)
-            self._feed(ev.BlockWritten(node, message.slot))
+        node = self._sender_node()
+        self._index.written(message.key, node, message.slot, durable=message.durable)
+        self._feed(ev.BlockWritten(node, message.slot))
 
     @_on.register
     def _released(self, message: wire.Released) -> None:
-        node = self._roster.node_of(self._sender)
-        if node is not None:
-            self._feed(ev.Released(message.grant, node))
+        self._feed(ev.Released(message.grant, self._sender_node()))
 
     @_on.register
     def _prefill_started(self, message: wire.PrefillStarted) -> None:
+        self._sender_node()
         self._stamp(message.grant, "prefill_started_ns")
         self._feed(ev.PrefillStarted(message.grant))
 
     @_on.register
     def _prefill_finished(self, message: wire.PrefillFinished) -> None:
+        self._sender_node()
         self._stamp(message.grant, "prefill_finished_ns")
         live = self._by_grant.get(message.grant)
-        if live and live.assign and live.assign.grant == message.grant:
+        if live and message.grant in self._machine.attempts:
             live.first_token = message.token
             live.timeline.layer_wait_ns = message.layer_wait_ns
             self._persist_prompt(live)
@@ -254,16 +283,18 @@ class Scheduler:
 
     @_on.register
     def _decode_started(self, message: wire.DecodeStarted) -> None:
+        self._sender_node()
         self._stamp(message.grant, "decode_started_ns")
         self._feed(ev.DecodeStarted(message.grant))
 
     @_on.register
     def _decode_finished(self, message: wire.DecodeFinished) -> None:
+        self._sender_node()
         self._feed(ev.DecodeFinished(message.grant, message.reason, message.completion_tokens))
 
     def _stamp(self, grant: int, name: str) -> None:
         live = self._by_grant.get(grant)
-        if live and live.assign and live.assign.grant == grant:
+        if live:
             setattr(live.timeline, name, live.since_arrival(time.monotonic_ns()))
 
     # commands to messages ----------------------------------------------------------------------------------------
@@ -376,8 +407,8 @@ class Scheduler:
         stats.arena_slots, stats.arena_slots_used = member.ledger.slots, member.ledger.used
         return stats
 
-    def _engine_stats(self, engine: str, role: Role) -> EngineStats:
-        load = self._machine.members.engine(engine)  # type: ignore[arg-type]
+    def _engine_stats(self, engine: EngineId, role: Role) -> EngineStats:
+        load = self._machine.members.engine(engine)
         assert load is not None
         stats = self._roster.engine_stats(load.engine) or EngineStats(load.engine, role)
         stats.requests, stats.tokens = load.requests, load.tokens

@@ -5,8 +5,9 @@ the tokens that come again are the same; those that were delivered already are l
 """
 
 import asyncio
-import contextlib
 import logging
+import secrets
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ import zmq
 import zmq.asyncio
 
 from dualpath.core import wire
-from dualpath.core.errors import RequestError, ServiceError
+from dualpath.core.errors import ProtocolError, RequestError, ServiceError
 from dualpath.core.ids import RequestId
 from dualpath.core.model import ModelSpec
 from dualpath.core.report import ClusterReport
@@ -25,12 +26,33 @@ from dualpath.core.request import Done, Submission, Tokens
 log = logging.getLogger("dualpath.gateway")
 HEARTBEAT_S = 0.5
 REPORT_DEADLINE_S = 5.0
+SCHEDULER_SILENCE_S = 60.0  # after which requests under way fail; a restart takes less
 TOKENS_DEADLINE_S = 30.0  # for tokens that are on their way when the scheduler says that all were sent
+
+
+class TokenSequence:
+    """Puts token messages, which come in any order and repeatedly, into one sequence without repetition."""
+
+    def __init__(self) -> None:
+        self.delivered = 0
+        self._early: dict[int, tuple[int, float]] = {}
+
+    def add(self, tokens: Tokens) -> Tokens | None:
+        """Take a message; returns the tokens that can be delivered now, None if there are none."""
+        for index, pair in enumerate(zip(tokens.ids, tokens.gaps, strict=False), tokens.index):
+            if index >= self.delivered:
+                self._early.setdefault(index, pair)
+        start, ready = self.delivered, []
+        while self.delivered in self._early:
+            ready.append(self._early.pop(self.delivered))
+            self.delivered += 1
+        return Tokens(tokens.request, start, [i for i, _ in ready], [g for _, g in ready]) if ready else None
 
 
 @dataclass
 class _Stream:
     submission: Submission
+    tokens: TokenSequence = field(default_factory=TokenSequence)
     events: asyncio.Queue[Tokens | Done | wire.Refused] = field(default_factory=asyncio.Queue)
 
 
@@ -40,6 +62,7 @@ class ZmqSchedulerClient:
     def __init__(self, endpoint: str, tokens_endpoint: str) -> None:
         context = zmq.asyncio.Context.instance()
         self._socket = context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, b"gateway-" + secrets.token_bytes(8))  # the same after a reconnection
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
@@ -55,6 +78,7 @@ class ZmqSchedulerClient:
         self._welcome: wire.Welcome | None = None
         self._welcomed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._heard_s = time.monotonic()
 
     @classmethod
     async def connect(cls, endpoint: str, run_dir: Path, deadline_s: float) -> "ZmqSchedulerClient":
@@ -89,40 +113,26 @@ class ZmqSchedulerClient:
         """Serve a request; see SchedulerClient."""
         stream = self._streams[submission.request] = _Stream(submission)
         self._send(wire.Submit(submission, self._reply_to))
-        ended = False
+        done: Done | None = None
+        refused: wire.Refused | None = None
         try:
-            async for event in self._events(stream):
-                ended = isinstance(event, Done)
-                yield event
-        except (RequestError, ServiceError):
-            ended = True
-            raise
+            while done is None or stream.tokens.delivered < done.completion_tokens:
+                event = await self._next(stream, TOKENS_DEADLINE_S if done else None)
+                if isinstance(event, Done):
+                    done = event
+                elif isinstance(event, wire.Refused):
+                    refused = event
+                    raise RequestError(event.message) if event.by_request else ServiceError(event.message)
+                elif tokens := stream.tokens.add(event):
+                    yield tokens
+            yield done
         finally:
             del self._streams[submission.request]
-            if not ended:
+            if not (done or refused):
                 self._send(wire.Cancel(submission.request))
 
-    async def _events(self, stream: _Stream) -> AsyncIterator[Tokens | Done]:
-        """Tokens in order and once, then Done, whatever the order of arrival."""
-        delivered = 0
-        early: dict[int, Tokens] = {}
-        done: Done | None = None
-        while done is None or delivered < done.completion_tokens:
-            event = await self._next(stream, TOKENS_DEADLINE_S if done else None)
-            if isinstance(event, Done):
-                done = event
-            elif isinstance(event, wire.Refused):
-                raise RequestError(event.message) if event.by_request else ServiceError(event.message)
-            else:
-                early[event.index] = event
-            while delivered in early or any(e.index < delivered for e in early.values()):
-                tokens = _not_before(early, delivered)
-                if tokens:
-                    delivered += len(tokens.ids)
-                    yield tokens
-        yield done
-
     async def _next(self, stream: _Stream, deadline_s: float | None) -> Tokens | Done | wire.Refused:
+        """The next event. Without a deadline it comes at the latest when the scheduler counts as gone (`_beat`)."""
         try:
             async with asyncio.timeout(deadline_s):
                 return await stream.events.get()
@@ -144,24 +154,38 @@ class ZmqSchedulerClient:
                 self._reports.remove(answer)
 
     async def close(self) -> None:
-        """Stop; requests under way end with an error at their callers."""
+        """Stop; requests under way end with a ServiceError at their callers."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._refuse_all("the gateway is ending; try again")
         self._socket.close()
         self._tokens.close()
 
     def _send(self, message: wire.Message) -> None:
-        self._socket.send(wire.encode(message))
+        """Queue a message; without a high-water mark ZeroMQ takes every message at once, in order."""
+        if not self._socket.closed:
+            self._socket.send(wire.encode(message))
+
+    def _refuse_all(self, why: str) -> None:
+        for request, stream in self._streams.items():
+            stream.events.put_nowait(wire.Refused(request, why, by_request=False))
 
     async def _beat(self) -> None:
         while True:
             self._send(wire.GatewayHello(wire.PROTOCOL_VERSION))
             await asyncio.sleep(HEARTBEAT_S)
+            if self._streams and time.monotonic() - self._heard_s > SCHEDULER_SILENCE_S:
+                self._refuse_all(f"the scheduler has not answered for {SCHEDULER_SILENCE_S:g} s; try again")
 
     async def _receive(self) -> None:
         while True:
-            self._on_message(self._decoder.decode(await self._socket.recv()))
+            data = await self._socket.recv()
+            self._heard_s = time.monotonic()
+            try:
+                self._on_message(self._decoder.decode(data))
+            except ProtocolError as error:
+                log.error("dropped a message of the scheduler: %s", error)
 
     def _on_message(self, message: Any) -> None:
         if isinstance(message, wire.Welcome):
@@ -184,17 +208,13 @@ class ZmqSchedulerClient:
                 self._send(wire.Submit(stream.submission, self._reply_to))
 
     async def _receive_tokens(self) -> None:
+        decoder = wire.Decoder(Tokens)
         while True:
-            tokens = self._decoder.decode(await self._tokens.recv())
-            with contextlib.suppress(KeyError):
+            data = await self._tokens.recv()
+            try:
+                tokens = decoder.decode(data)
+            except ProtocolError as error:
+                log.error("dropped an engine's message: %s", error)
+                continue
+            if tokens.request in self._streams:
                 self._streams[tokens.request].events.put_nowait(tokens)
-
-
-def _not_before(early: dict[int, Tokens], delivered: int) -> Tokens | None:
-    """Take the next tokens out of `early`, without those that were delivered before; None if all of them were."""
-    index = min(early)
-    tokens = early.pop(index)
-    skip = delivered - index
-    if skip >= len(tokens.ids):
-        return None
-    return Tokens(tokens.request, delivered, tokens.ids[skip:], tokens.gaps[skip:])

@@ -1,0 +1,95 @@
+"""Brings blocks into the node's arena for a grant: from storage, from arenas that retain them, from the other side."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from dualpath.core import wire
+from dualpath.core.errors import BlockCorrupt, BlockMissing, StoreUnavailable, TransferError
+from dualpath.core.report import NodeStats
+from dualpath.node.arena import ARENA, Arena
+from dualpath.node.grants import DecodeGrant, Grant
+from dualpath.node.reader import ReadQueue
+from dualpath.transport.base import Lane, LocalRanges, Range, RemoteRanges, Transport
+
+log = logging.getLogger("dualpath.node")
+COPY_BATCH_BYTES = 4 << 20  # of full blocks in one transfer
+CAUSES = {
+    BlockMissing: "missing block",
+    BlockCorrupt: "corrupt block",
+    StoreUnavailable: "store unavailable",
+    TransferError: "transfer failed",
+}
+
+
+class Loader:
+    """`send` takes messages to the scheduler. Cancelling a load or a pull stops what it moves."""
+
+    def __init__(
+        self,
+        arena: Arena,
+        reader: ReadQueue,
+        transport: Transport,
+        stats: NodeStats,
+        send: Callable[[wire.Message], None],
+    ) -> None:
+        self._arena = arena
+        self._reader = reader
+        self._transport = transport
+        self._stats = stats
+        self._send = send
+
+    async def load(self, grant: Grant, reads: list[wire.ReadItem], retained: list[wire.RetainedItem]) -> None:
+        """Bring in what the plan asks of this node, then say so; or name all that failed, so that one retry is enough.
+
+        Late transfers under grants that had the slots before are waited for first.
+        """
+        for earlier in grant.before:
+            await self._transport.drained(ARENA, earlier)
+        futures = {self._reader.submit(grant.grant, r.slot, r.key): r.key for r in reads}
+        work = (self._fetch_retained(retained), *(self._advance(grant, read) for read in futures))
+        errors = [e for e in await asyncio.gather(*work, return_exceptions=True) if e is not None]
+        if not errors:
+            self._send(wire.ReadsFinished(grant.grant, len(retained) * self._arena.layout.block_bytes))
+        elif not grant.closing:
+            bad = [key for read, key in futures.items() if isinstance(read.exception(), (BlockMissing, BlockCorrupt))]
+            self.fail(grant, errors[0], tuple(bad))
+
+    async def _advance(self, grant: Grant, read: asyncio.Future[int]) -> None:
+        self._send(wire.ReadsAdvanced(grant.grant, 1, await read))
+
+    async def _fetch_retained(self, items: list[wire.RetainedItem]) -> None:
+        for item in items:
+            if item.peer == self._transport.address:
+                if not self._arena.holds(item.peer_grant, item.peer_slot):
+                    raise TransferError(f"slot {item.peer_slot} is not grant {item.peer_grant}'s any more")
+                self._arena.copy(item.peer_slot, item.slot)
+            else:
+                source = RemoteRanges(item.peer, ARENA, item.peer_grant, [self._arena.block_range(item.peer_slot)])
+                into = LocalRanges(ARENA, [self._arena.block_range(item.slot)])
+                await self._transport.fetch(source, into, lane=Lane.BLOCKS)
+            self._stats.retained_bytes += self._arena.layout.block_bytes
+
+    async def pull(self, grant: DecodeGrant) -> None:
+        """Copy what the prefill node read: full blocks, in the background lane; then say so."""
+        at_once = max(1, COPY_BATCH_BYTES // self._arena.layout.block_bytes)
+        for start in range(0, len(grant.pulls), at_once):
+            own, peer = zip(*grant.pulls[start : start + at_once], strict=True)
+            source = RemoteRanges(grant.peer, ARENA, grant.grant, self._blocks(peer))
+            await self._transport.fetch(source, LocalRanges(ARENA, self._blocks(own)), lane=Lane.BLOCKS)
+        self._send(wire.CopyFinished(grant.grant))
+
+    def _blocks(self, slots: Sequence[int]) -> list[Range]:
+        return [self._arena.block_range(slot) for slot in slots]
+
+    def fail(self, grant: Grant, error: BaseException, bad_keys: tuple[bytes, ...] = ()) -> None:
+        """The attempt is over; said once. The cause is a few words that metrics can count by, the rest is logged."""
+        if grant.failed:
+            return
+        grant.failed = True
+        cause = next((words for kind, words in CAUSES.items() if isinstance(error, kind)), "internal error")
+        if cause == "internal error":
+            log.error("grant %d failed unexpectedly", grant.grant, exc_info=error)
+        else:
+            log.warning("grant %d: %s", grant.grant, error)
+        self._send(wire.StepFailed(grant.grant, cause, bad_keys))
