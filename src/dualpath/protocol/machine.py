@@ -127,7 +127,7 @@ class ClusterMachine:
         if node is None:
             return
         for attempt in list(self.attempts.values()):
-            if node in attempt.nodes or attempt.reads_from(node):
+            if attempt.needs(node):
                 self._retry(attempt, "node lost")
             if attempt.pushing_from(node):  # perhaps only we have lost it; until it joins again or must have stopped
                 self._arm(attempt, self._settings.release_deadline_ns)

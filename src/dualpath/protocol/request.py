@@ -130,9 +130,11 @@ class Attempt:
 
     # slots -------------------------------------------------------------------------------------------------------
 
-    def reads_from(self, node: Node) -> bool:
-        """Whether retained blocks of this node may still be on their way."""
-        return any(source is node for source, _ in self.sources)
+    def needs(self, node: Node) -> bool:
+        """Whether the attempt cannot go on without the node; a decode needs its prefill node no more."""
+        if node is self.prefill_node:
+            return self.phase is not Phase.DECODING
+        return node is self.decode_node or any(source is node for source, _ in self.sources)
 
     def pushing_from(self, node: Node) -> bool:
         """Whether this node may still write into the other one's slots, as far as anybody knows."""
