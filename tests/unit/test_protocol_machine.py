@@ -443,6 +443,15 @@ def test_a_full_decode_group_does_not_stop_the_others() -> None:
     assert [c.request for c in story.ask("d", prompt=10)] == ["d"]
 
 
+def test_a_group_that_vanishes_leaves_its_queue_to_the_others() -> None:
+    story = Story(["p0", "d0", "d1"], slots=200, kv=100)
+    assert [c.decode for name in "abc" for c in story.ask(name, prompt=80)] == ["d0/0", "d1/0"]
+    story.tell(ev.EngineLost("d0/0"), ev.RequestCancelled("b"), ev.Released(2, "p0"))
+    (again,) = of(ev.Assign, story.tell(ev.Released(2, "d1")))
+    assert (again.request, again.decode) == ("a", "d1/0")
+    assert [(w.request, w.group) for w in story.machine.waiting] == [("c", "d1")]
+
+
 def test_a_request_that_needs_more_prefill_slots_than_are_free_waits_without_holding_any() -> None:
     story = Story(read_policy="prefill-only")
     story.ask("a", prompt=100, hit=Hit(9))
