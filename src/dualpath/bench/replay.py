@@ -6,7 +6,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import httpx
 import msgspec
 
 from dualpath import __version__
@@ -15,10 +14,9 @@ from dualpath.bench.counters import Cost, Meter
 from dualpath.bench.display import Display, Line
 from dualpath.bench.experiment import Experiment, check, cluster_config, link_store
 from dualpath.bench.results import Run, speedups, summarise
-from dualpath.bench.sessions import load_sessions, longest_request, start_times
-from dualpath.bench.warm import make_warm_store, target_of
+from dualpath.bench.sessions import load_sessions, start_times
+from dualpath.bench.warm import check_capacity, make_warm_store, target_of
 from dualpath.core.config import Config
-from dualpath.core.errors import ConfigError
 from dualpath.core.served import served_spec
 from dualpath.launch.folders import settle_folders
 from dualpath.launch.local import LocalCluster
@@ -95,7 +93,7 @@ class _Replay:
         link_store(self._base, self._copy)
         try:
             with LocalCluster(config) as cluster:
-                self._check_capacity(cluster)
+                check_capacity(cluster, self._sessions)
                 meter = Meter(cluster)
                 line.begin()
                 replayed = run_agents(
@@ -107,13 +105,3 @@ class _Replay:
                 return replayed, meter.stop()
         finally:
             shutil.rmtree(self._copy, ignore_errors=True)
-
-    def _check_capacity(self, cluster: LocalCluster) -> None:
-        """ConfigError when the longest request can never be served."""
-        models = httpx.get(f"{cluster.url}/v1/models", trust_env=False).raise_for_status().json()
-        limit, longest = models["data"][0]["max_model_len"], longest_request(self._sessions)
-        if longest > limit:
-            raise ConfigError(
-                f"the longest request needs {longest} tokens, the cluster takes {limit}; raise --arena, --kv-tokens "
-                "and --window-tokens, or lower --max-context"
-            )

@@ -1,5 +1,6 @@
 """The sessions that an experiment's agents live through."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
@@ -35,7 +36,7 @@ def load_sessions(experiment: Experiment, spec: ModelSpec) -> list[Session]:
     return sessions
 
 
-def longest_request(sessions: list[Session]) -> int:
+def longest_request(sessions: Sequence[Session]) -> int:
     """Tokens of the longest prompt with its generation."""
     return max(
         prompt + turn.gen_tokens

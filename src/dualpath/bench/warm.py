@@ -4,11 +4,14 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
+
 from dualpath.bench.client import Target, complete
 from dualpath.bench.counters import settled_report
 from dualpath.bench.experiment import UNTHROTTLED, cluster_config
+from dualpath.bench.sessions import longest_request
 from dualpath.core.config import Config
-from dualpath.core.errors import ServiceError
+from dualpath.core.errors import ConfigError, ServiceError
 from dualpath.launch.local import LocalCluster
 from dualpath.workload import History, Session
 
@@ -22,6 +25,7 @@ def make_warm_store(config: Config, sessions: Sequence[Session], store: Path) ->
     other, if any was skipped; ServiceError if that does not help.
     """
     with LocalCluster(cluster_config(config, UNTHROTTLED, store)) as cluster:
+        check_capacity(cluster, sessions)
         target = target_of(cluster)
         heartbeat_s = cluster.config.limits.heartbeat_s
         skipped = 0
@@ -39,6 +43,17 @@ def target_of(cluster: LocalCluster) -> Target:
     """Where a running cluster's clients send their requests."""
     config = cluster.config
     return Target(config.network.host, config.network.port, config.served_name, config.limits.request_deadline_s)
+
+
+def check_capacity(cluster: LocalCluster, sessions: Sequence[Session]) -> None:
+    """ConfigError when the longest request can never be served."""
+    models = httpx.get(f"{cluster.url}/v1/models", trust_env=False).raise_for_status().json()
+    limit, longest = models["data"][0]["max_model_len"], longest_request(sessions)
+    if longest > limit:
+        raise ConfigError(
+            f"the longest request needs {longest} tokens, the cluster takes {limit}; raise --arena, --kv-tokens "
+            "and --window-tokens, or lower --max-context"
+        )
 
 
 async def _compute(target: Target, sessions: Sequence[Session], at_once: int) -> None:
