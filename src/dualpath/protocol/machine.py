@@ -29,6 +29,9 @@ from dualpath.protocol.settings import Settings
 
 __all__ = ["ClusterMachine", "Hit", "LookUp", "Settings"]
 
+# Frequent events that let no waiting request start: they free neither slots nor load.
+_FREE_NOTHING = (ev.ReadsAdvanced, ev.CopyFinished, ev.PrefillStarted, ev.DecodeStarted, ev.BlockHeld)
+
 
 class ClusterMachine:
     """Feed it with receive() and on_timeout(), then carry out what drain() returns."""
@@ -59,7 +62,8 @@ class ClusterMachine:
         """Something happened."""
         self._advance(now_ns)
         self._on(event)
-        self._dispatch()
+        if not isinstance(event, _FREE_NOTHING):
+            self._dispatch()
         self._note_reading()
 
     def on_timeout(self, *, now_ns: int) -> None:
