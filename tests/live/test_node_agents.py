@@ -498,7 +498,9 @@ def test_a_restarted_engine_gets_nothing_of_its_predecessors_grants(tmp_path: Pa
             await c.attach(c.p, FakePrefill(c.path("p0"), "p0/0"))
             c.start_prefill(grant, tokens, 0, 2)  # sent before the scheduler heard of the loss
             await asyncio.sleep(0.1)
-            assert not any(isinstance(m, wire.PrefillStarted) for m in c.p.said)
+            assert isinstance(c.p.engine, FakePrefill)
+            assert c.p.engine.next_layer == 0, "it computed nothing"
+            assert sum(isinstance(m, wire.EngineLost) for m in c.p.said) == 1
             for node in (c.p, c.d):
                 node.agent.receive(wire.Release(grant))
             await c.released(grant)

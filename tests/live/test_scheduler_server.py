@@ -1,0 +1,175 @@
+"""The live scheduler at its socket: restarts, strangers, garbage, gateways that vanish."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from dualpath.core import wire
+from dualpath.core.config_file import load_config
+from dualpath.core.errors import StoreUnavailable
+from dualpath.core.ids import EngineId, NodeId, RequestId
+from dualpath.core.layout import BlockLayout
+from dualpath.core.model import ModelSpec
+from dualpath.core.report import NodeStats, Role
+from dualpath.core.request import Sampling, Submission
+from dualpath.scheduler import server
+from dualpath.scheduler.index import PrefixIndex
+from dualpath.scheduler.main import rebuild
+from dualpath.store.memory import MemoryStore
+
+LAYOUT = BlockLayout(model="m", n_layers=2, block_tokens=4, token_bytes=8, dtype="float32")
+SPEC = ModelSpec("m", "", LAYOUT, 1, 1, 1, 256, 1000, ())
+ANY = wire.ToGateway | wire.ToAgent
+
+
+class Peer:
+    """A gateway or an agent: one DEALER."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.connect(endpoint)
+
+    async def say(self, *messages: Any) -> None:
+        for message in messages:
+            await self.socket.send(message if isinstance(message, bytes) else wire.encode(message))
+
+    async def next(self, kind: type) -> Any:
+        async with asyncio.timeout(5):
+            while True:
+                message = wire.Decoder(ANY).decode(await self.socket.recv())
+                if isinstance(message, kind):
+                    return message
+
+    async def report(self) -> Any:
+        await self.say(wire.GetReport())
+        return (await self.next(wire.Report)).report
+
+    async def join(self, node: str, role: Role) -> None:
+        await self.say(wire.NodeHello(wire.PROTOCOL_VERSION, NodeId(node), role, LAYOUT, f"shm:{node}", 32, 4, 1e6))
+        await self.next(wire.NodeAccepted)
+        await self.say(wire.EngineJoined(EngineId(f"{node}/0"), 64, 1000.0))
+
+
+class Cluster:
+    """A scheduler at `endpoint` and peers that the test makes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.endpoint = f"ipc://{folder}/s.sock"
+        self.peers: list[Peer] = []
+        self.start()
+
+    def start(self) -> None:
+        scheduler = server.Scheduler(load_config(), SPEC, PrefixIndex())
+        self.task = asyncio.create_task(scheduler.run(self.endpoint))
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    def peer(self) -> Peer:
+        self.peers.append(Peer(self.endpoint))
+        return self.peers[-1]
+
+
+def run(folder: Path, test: Callable[[Cluster], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            cluster = Cluster(folder)
+            try:
+                await test(cluster)
+            finally:
+                await cluster.stop()
+                for peer in cluster.peers:
+                    peer.socket.close()
+
+    asyncio.run(bounded())
+
+
+def submit(name: str) -> wire.Submit:
+    return wire.Submit(Submission(RequestId(name), b"\1\0\0\0" * 5, b"r" * 16, (b"k" * 16,), 4, Sampling()), "ipc:///x")
+
+
+async def joined(c: Cluster) -> tuple[Peer, Peer, Peer]:
+    p, d, gateway = c.peer(), c.peer(), c.peer()
+    await p.join("p0", Role.PREFILL)
+    await d.join("d0", Role.DECODE)
+    for _ in range(300):
+        if (await gateway.report()).ready:
+            return p, d, gateway
+        await asyncio.sleep(0.01)
+    raise AssertionError((await gateway.report()).missing)
+
+
+def test_garbage_strangers_and_impossible_messages_do_no_harm(tmp_path: Path) -> None:
+    async def test(c: Cluster) -> None:
+        p, _, gateway = await joined(c)
+        stranger = c.peer()
+        await stranger.say(b"\xc1", wire.EngineLost(EngineId("p0/0")), wire.PrefillFinished(1, 5, 0), wire.Released(9))
+        await stranger.socket.send_multipart([b"two", b"frames"])
+        await p.say(wire.EngineLost(EngineId("d0/0")))  # not its engine
+        await p.say(wire.BlockWritten(10**9, b"k" * 16, True), wire.ReadsAdvanced(99, 5, 5))
+        await p.say(wire.NodeReport(NodeStats(NodeId("p0"), Role.PREFILL), [], 0))
+        await stranger.report()
+        report = await gateway.report()
+        assert report.ready, report.missing
+
+    run(tmp_path, test)
+
+
+def test_a_restarted_scheduler_sends_nodes_back_to_join_and_reuses_no_grant(tmp_path: Path) -> None:
+    async def test(c: Cluster) -> None:
+        _, d, gateway = await joined(c)
+        await gateway.say(submit("a"))
+        first = (await d.next(wire.OpenDecode)).grant
+        await c.stop()
+        c.start()
+        await d.say(wire.NodeReport(NodeStats(NodeId("d0"), Role.DECODE), [], 1))
+        await d.next(wire.Rejoin)
+        _, d, gateway = await joined(c)
+        await gateway.say(submit("a"))
+        assert (await d.next(wire.OpenDecode)).grant > first
+
+    run(tmp_path, test)
+
+
+def test_a_vanished_gateways_requests_are_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_GATEWAY_LEASE_S", 0.3)
+
+    async def test(c: Cluster) -> None:
+        p, d, gateway = await joined(c)
+        await gateway.say(submit("a"))
+        grant = (await d.next(wire.OpenDecode)).grant
+        assert (await p.next(wire.Release)).grant == (await d.next(wire.Release)).grant == grant
+        assert (await gateway.report()).running_requests == 0
+
+    run(tmp_path, test)
+
+
+def test_a_failed_step_starts_a_new_attempt_under_a_new_grant(tmp_path: Path) -> None:
+    async def test(c: Cluster) -> None:
+        p, d, gateway = await joined(c)
+        await gateway.say(submit("a"))
+        grant = (await d.next(wire.OpenDecode)).grant
+        await d.say(wire.StepFailed(grant, "corrupt block", (b"k" * 16,)))
+        assert (await d.next(wire.Release)).grant == (await p.next(wire.Release)).grant == grant
+        assert (await d.next(wire.OpenDecode)).grant != grant
+        assert (await gateway.report()).recomputes == {"corrupt block": 1}
+
+    run(tmp_path, test)
+
+
+def test_a_store_that_breaks_off_its_listing_gives_a_part_of_the_index() -> None:
+    class Breaking(MemoryStore):
+        async def keys(self):  # type: ignore[no-untyped-def]
+            yield b"a" * 16
+            raise StoreUnavailable("gone")
+
+    index = PrefixIndex()
+    asyncio.run(rebuild(index, Breaking(LAYOUT)))
+    assert len(index) == 1
