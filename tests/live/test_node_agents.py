@@ -529,6 +529,31 @@ def test_a_reset_ends_everything_and_drops_write_backs(tmp_path: Path) -> None:
     run(test)
 
 
+def test_reads_into_a_slot_wait_for_late_transfers_of_its_last_grant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with cluster(tmp_path) as c:
+            tokens = random_tokens(15, 2 * B)
+            await c.put(tokens, 2)
+            last = await c.serve(tokens, 2, 1, [])
+            gate, asked = asyncio.Event(), []
+
+            async def drained(name: str, grant: int) -> None:
+                asked.append((name, grant))
+                await gate.wait()
+
+            monkeypatch.setattr(c.d.agent._transport, "drained", drained)
+            grant = c.open(tokens, 2, 1, [])
+            await asyncio.sleep(0.05)
+            assert asked == [("arena", last)]
+            assert not any(isinstance(m, wire.ReadsFinished) and m.grant == grant for m in c.d.said)
+            gate.set()
+            await c.d.wait(wire.ReadsFinished, grant)
+
+    run(test)
+
+
 def test_messages_for_grants_that_are_gone_or_wrong_do_no_harm(tmp_path: Path) -> None:
     async def test() -> None:
         async with cluster(tmp_path) as c:
