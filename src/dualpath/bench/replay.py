@@ -93,8 +93,8 @@ class _Replay:
         link_store(self._base, self._copy)
         try:
             with LocalCluster(config) as cluster:
-                check_capacity(cluster, self._sessions)
                 meter = Meter(cluster)
+                check_capacity(cluster, self._sessions)
                 line.begin()
                 replayed = run_agents(
                     target_of(cluster), self._sessions, start_times(self._experiment),

@@ -25,9 +25,10 @@ def make_warm_store(config: Config, sessions: Sequence[Session], store: Path) ->
     other, if any was skipped; ServiceError if that does not help.
     """
     with LocalCluster(cluster_config(config, UNTHROTTLED, store)) as cluster:
-        check_capacity(cluster, sessions)
         target = target_of(cluster)
         heartbeat_s = cluster.config.limits.heartbeat_s
+        settled_report(cluster.url, heartbeat_s)  # by then the gateway knows what the nodes that joined can hold
+        check_capacity(cluster, sessions)
         skipped = 0
         for at_once in (AT_ONCE, 1):
             asyncio.run(_compute(target, sessions, at_once))
