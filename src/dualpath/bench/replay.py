@@ -72,6 +72,7 @@ class _Replay:
         self._base.mkdir()
         if self._experiment.warm:
             line = self._display.line("first contexts", 0)
+            line.begin()
             make_warm_store(self._config, self._sessions, self._base)
             line.end()
         runs: list[Run] = []
