@@ -9,9 +9,10 @@ import pytest
 from dualpath.core.errors import BlockCorrupt, BlockMissing, StoreUnavailable
 from dualpath.core.ids import NodeId
 from dualpath.core.layout import BlockLayout
+from dualpath.core.rate import RateMeter
 from dualpath.core.report import NodeStats, Role
 from dualpath.node.arena import Arena
-from dualpath.node.reader import RateMeter, ReadQueue
+from dualpath.node.reader import ReadQueue
 from dualpath.store.memory import MemoryStore
 from dualpath.store.wrapper import StoreWrapper
 
@@ -275,7 +276,7 @@ def test_closing_cancels_what_was_not_read() -> None:
 def test_the_rate_follows_what_was_read_while_busy() -> None:
     meter = RateMeter(100.0)
     meter.update(10, 50_000_000)  # too short to say anything
-    assert meter.bytes_per_s == 100.0
+    assert meter.per_s == 100.0
     for second in range(1, 30):
         meter.update(1000 * second, 1_000_000_000 * second)
-    assert meter.bytes_per_s == pytest.approx(1000, rel=0.01)
+    assert meter.per_s == pytest.approx(1000, rel=0.01)

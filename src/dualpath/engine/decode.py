@@ -78,7 +78,8 @@ class DecodeEngine:
     def _join(self, start: wire.StartDecode) -> _Running:
         prompt = unpack_tokens(start.tokens)
         spec, size = self._model.spec, self._layout.block_tokens
-        kv = torch.empty(spec.layout.n_layers, len(prompt) + start.max_tokens, 2, spec.kv_heads, spec.head_dim)
+        shape = (spec.layout.n_layers, len(prompt) + start.max_tokens, 2, spec.kv_heads, spec.head_dim)
+        kv = torch.empty(shape, device=self._model.device)
         for first in range(0, len(prompt), size):
             count = min(size, len(prompt) - first)
             kv[:, first : first + count] = self._arena[start.slots[first // size], :, :count]

@@ -6,6 +6,7 @@ import os
 from dualpath.core import wire
 from dualpath.core.config import Config
 from dualpath.core.ids import EngineId, node_of
+from dualpath.core.rate import RateMeter
 from dualpath.core.report import Role
 from dualpath.core.served import served_spec
 from dualpath.engine.decode import DecodeEngine
@@ -36,6 +37,7 @@ def run(config: Config, engine: EngineId) -> None:
         window_tokens = config.scheduling.window_tokens
         attention = fit_attention_time(profile_attention(model))
         log.info("attention time: %s", attention)
-        client = attach(window_tokens, measure_prefill_rate(model))
+        rate = RateMeter(measure_prefill_rate(model))
+        client = attach(window_tokens, rate.per_s)
         quota_ns = config.scheduling.quota_ms * 1_000_000
-        PrefillEngine(client, model, attention, quota_ns, window_tokens).run()
+        PrefillEngine(client, model, attention, rate, quota_ns=quota_ns, window_tokens=window_tokens).run()

@@ -20,6 +20,7 @@ class TokenOutlet:
         if socket is None:
             socket = self._sockets[reply_to] = self._context.socket(zmq.PUSH)
             socket.setsockopt(zmq.LINGER, 1000)
+            socket.setsockopt(zmq.SNDHWM, 0)  # a slow gateway delays tokens; dropping one would end its request
             socket.connect(reply_to)
         try:
             socket.send(wire.encode(Tokens(request, index, [token], [gap])), zmq.DONTWAIT)

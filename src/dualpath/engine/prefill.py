@@ -14,6 +14,7 @@ import torch
 from dualpath.core import wire
 from dualpath.core.ids import RequestId
 from dualpath.core.keys import unpack_tokens
+from dualpath.core.rate import RateMeter
 from dualpath.core.report import EngineStats, Role
 from dualpath.engine.attention import attend_one
 from dualpath.engine.generation import StopRule
@@ -52,6 +53,8 @@ class PrefillEngine:
         client: AgentClient,
         model: PackedModel,
         attention: AttentionTime,
+        rate: RateMeter,
+        *,
         quota_ns: int,
         window_tokens: int,
     ) -> None:
@@ -59,6 +62,9 @@ class PrefillEngine:
         self._client = client
         self._model = model
         self._attention = attention
+        self._rate = rate
+        self._prompt_tokens = 0  # of finished prompts, cached ones included
+        self._busy_ns = 0
         self._quota_ns = quota_ns
         self._layout = model.spec.layout
         self._window_tokens = self._layout.blocks_for(window_tokens) * self._layout.block_tokens
@@ -78,7 +84,9 @@ class PrefillEngine:
             for message in self._client.receive(0 if self._jobs else REPORT_S):
                 self._on(message)
             if self._jobs:
+                start_ns = time.monotonic_ns()
                 self._step()
+                self._busy_ns += time.monotonic_ns() - start_ns
             self._flush()
             self._report()
 
@@ -159,7 +167,7 @@ class PrefillEngine:
                 kv = half[place : place + chunk.cached_tokens + chunk.new_tokens]
                 kv[chunk.cached_tokens :, 0] = k[rows]
                 kv[chunk.cached_tokens :, 1] = v[rows]
-                out.append(attend_one(q[rows], kv, scaling=scaling, window=window))
+                out.append(attend_one(q[rows], kv.to(q.device), scaling=scaling, window=window))
                 row = rows.stop
             self._client.control.set_computed(s + 1)
             self._flush()
@@ -189,6 +197,7 @@ class PrefillEngine:
             reason = self._stops.ending(start.sampling, start.max_tokens).push(token)
             self._outlet.send(start.reply_to, start.request, 0, token, gap)
             self._stats.generated_tokens += 1
+            self._prompt_tokens += len(job.tokens)
             message = wire.PrefillFinished(start.grant, token, job.layer_wait_ns, reason)
             self._finishes.append(_Finish(self._next_layer, message))
             del self._jobs[start.grant]
@@ -205,4 +214,6 @@ class PrefillEngine:
     def _report(self) -> None:
         if time.monotonic() - self._reported_s >= REPORT_S:
             self._reported_s = time.monotonic()
+            self._rate.update(self._prompt_tokens, self._busy_ns)
+            self._stats.process_tokens_per_s = self._rate.per_s
             self._client.send(wire.EngineReport(self._stats))

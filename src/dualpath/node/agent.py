@@ -15,12 +15,13 @@ from dualpath.core.config import Config
 from dualpath.core.errors import ProtocolError, TransferError
 from dualpath.core.keys import KEY_BYTES
 from dualpath.core.model import ModelSpec
+from dualpath.core.rate import RateMeter
 from dualpath.core.report import NodeStats, Role
 from dualpath.node.arena import ARENA, Arena
 from dualpath.node.engines import EngineLink, EngineServer
 from dualpath.node.grants import DecodeGrant, Grant, PrefillGrant, decode_grant, prefill_grant
 from dualpath.node.loader import Loader
-from dualpath.node.reader import RateMeter, ReadQueue
+from dualpath.node.reader import ReadQueue
 from dualpath.node.stream import LayerStream
 from dualpath.node.writer import WriteQueue
 from dualpath.store.base import Store
@@ -79,7 +80,7 @@ class Agent:
         """How the node presents itself."""
         return wire.NodeHello(
             wire.PROTOCOL_VERSION, self.stats.node, self.stats.role, self._layout, address, self.arena.slots,
-            self.write_slots, self.rate.bytes_per_s,
+            self.write_slots, self.rate.per_s,
         )  # fmt: skip
 
     def announce_engines(self) -> None:
@@ -90,7 +91,7 @@ class Agent:
     def report(self) -> wire.NodeReport:
         """The heartbeat."""
         self.rate.update(self.stats.read_bytes, self.reader.busy_ns())
-        self.stats.read_rate_bytes_per_s = self.rate.bytes_per_s
+        self.stats.read_rate_bytes_per_s = self.rate.per_s
         self.stats.lane_bytes = self._transport.lane_bytes()
         return wire.NodeReport(self.stats, [link.stats for link in self.engines.links.values()], self._opened)
 

@@ -70,7 +70,7 @@ async def _run(config: Config, node: NodeId) -> None:
         read_rate = await probe_store(store, spec, node, config.limits.read_deadline_s)
         await transport.start()
         agent = Agent(config, spec, NodeStats(node, role), store, transport, nics, link.send)
-        agent.rate.bytes_per_s = read_rate
+        agent.rate.per_s = read_rate
         ends.push_async_callback(agent.close)
         ends.push_async_callback(transport.close)
         async with asyncio.TaskGroup() as tasks:

@@ -173,19 +173,3 @@ class ReadQueue:
         self._stats.read_queue_blocks -= count
         if count and self._stats.read_queue_blocks == 0:
             self._stats.read_busy_ns += time.monotonic_ns() - self._busy_since_ns
-
-
-class RateMeter:
-    """The rate at which the node reads while it reads: an average that follows changes within seconds."""
-
-    def __init__(self, bytes_per_s: float) -> None:
-        self.bytes_per_s = bytes_per_s
-        self._bytes = 0
-        self._busy_ns = 0
-
-    def update(self, read_bytes: int, busy_ns: int) -> None:
-        """Totals since the start; short busy times say little and wait for the next update."""
-        busy, moved = busy_ns - self._busy_ns, read_bytes - self._bytes
-        if busy > 100_000_000 and moved:
-            self.bytes_per_s += 0.3 * (moved * 1e9 / busy - self.bytes_per_s)
-            self._bytes, self._busy_ns = read_bytes, busy_ns

@@ -33,6 +33,13 @@ class NodeReported(Event, frozen=True):
     read_queue_tokens: int | None
 
 
+class EngineReported(Event, frozen=True):
+    """The rate at which a prefill engine gets through prompts, cached tokens included (what tok_e counts)."""
+
+    engine: EngineId
+    process_tokens_per_s: float
+
+
 class NodeLost(Event, frozen=True):
     """The node's agent is gone, and with it arena and engines."""
 

@@ -126,6 +126,12 @@ class ClusterMachine:
                 node.read_queue_tokens = event.read_queue_tokens
 
     @_on.register
+    def _engine_reported(self, event: ev.EngineReported) -> None:
+        engine = self.members.engine(event.engine)
+        if engine:
+            engine.process_tokens_per_s = event.process_tokens_per_s
+
+    @_on.register
     def _node_lost(self, event: ev.NodeLost) -> None:
         node = self.members.nodes.pop(event.node, None)
         if node is None:

@@ -184,6 +184,9 @@ class Scheduler:
         queue = message.stats.read_queue_blocks * layout.block_tokens if seen_all else None
         rate = message.stats.read_rate_bytes_per_s / layout.kv_bytes_per_token
         self._feed(ev.NodeReported(node, rate, queue))
+        for engine in message.engines:
+            if engine.process_tokens_per_s:
+                self._feed(ev.EngineReported(engine.engine, engine.process_tokens_per_s))
 
     @_on.register
     def _engine_joined(self, message: wire.EngineJoined) -> None:
