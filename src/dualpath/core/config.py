@@ -64,8 +64,12 @@ class Storage(Section, frozen=True):
 class Scheduling(Section, frozen=True):
     """Who prefills, who decodes, who reads."""
 
-    prefill_policy: Annotated[str, _value("How prefill engines are chosen.")] = "least-tokens-short-queue"
-    read_policy: Annotated[str, _value("Who reads a hit: prefill-only, shorter-queue, split, ...")] = "split"
+    prefill_policy: Annotated[
+        Literal["least-tokens-short-queue", "round-robin"], _value("How prefill engines are chosen.")
+    ] = "least-tokens-short-queue"
+    read_policy: Annotated[
+        Literal["prefill-only", "round-robin", "shorter-queue", "split"], _value("Who reads a hit from storage.")
+    ] = "split"
     quota_ms: Annotated[int, _value("Predicted attention time of one prefill batch.", ge=1)] = 300
     window_tokens: Annotated[int, _value("Prefill engine's window: tokens of one layer.", ge=1)] = 16384
     kv_tokens: Annotated[int, _value("Decode engine's KV memory in tokens.", ge=1)] = 65536

@@ -62,11 +62,13 @@ def _check_storage(config: Config) -> None:
             raise ConfigError(f"storage.{name.split('_')[0]}: {error}") from None
     if config.arena_bytes <= 0:
         raise ConfigError("storage.arena must be positive; write for example 1GiB")
+    if config.storage.path == "memory:":
+        raise ConfigError("storage.path memory: lives in one process, and a cluster is several; name a folder")
 
 
 def _is_local_endpoint(endpoint: str) -> bool:
     tcp = re.fullmatch(r"tcp://\[?([^\]]+)\]?:([0-9]+)", endpoint)
-    return endpoint.startswith("ipc://") or bool(tcp and tcp[1] in LOOPBACK_HOSTS)
+    return endpoint.startswith("ipc://") or bool(tcp and tcp[1] in LOOPBACK_HOSTS and 0 < int(tcp[2]) < 2**16)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -46,6 +46,8 @@ def load_spec(
         raise ConfigError(
             f"{folder}/config.json has no {missing}: not a decoder-only model that this version serves"
         ) from None
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ConfigError(f"{folder}/config.json is no model's configuration: {error}; download it again") from None
     layout = BlockLayout(
         model=version or weights_fingerprint(folder),
         n_layers=n_layers,

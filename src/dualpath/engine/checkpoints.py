@@ -16,7 +16,7 @@ from dualpath.core.errors import ConfigError
 from dualpath.engine.smollm2 import find_gguf, write_smollm2
 from dualpath.engine.tiny import TinyShape, parse_shape, write_tiny
 
-FORMAT = "v1"  # raise it when a converter writes something else under the same name
+FORMAT = "v2"  # raise it when a converter writes something else under the same name
 LOCK_DEADLINE_S = 600.0
 LOCK_POLL_S = 0.1
 

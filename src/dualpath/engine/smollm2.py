@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
-from safetensors.torch import save_file
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from dualpath.core.errors import ConfigError
@@ -42,10 +43,10 @@ def write_smollm2(source: Path, folder: Path, advance: Callable[[float], None]) 
     reader = gguf.GGUFReader(source)
     facts = {name: field.contents() for name, field in reader.fields.items()}
     config = _config(facts)
-    weights: dict[str, torch.Tensor] = {}
+    weights: dict[str, NDArray[np.float32]] = {}
     for done, tensor in enumerate(reader.tensors, start=1):
-        values = torch.tensor(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
-        weights[_weight_name(tensor.name)] = _unpermuted(tensor.name, values, config).contiguous()
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        weights[_weight_name(tensor.name)] = np.ascontiguousarray(_unpermuted(tensor.name, values, config))
         advance(0.9 * done / len(reader.tensors))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     _write_json(folder / "config.json", config)
@@ -84,12 +85,12 @@ def _weight_name(name: str) -> str:
     return f"model.layers.{layer}.{LAYER_PARTS[part]}.{kind}"
 
 
-def _unpermuted(name: str, values: torch.Tensor, config: dict[str, Any]) -> torch.Tensor:
+def _unpermuted(name: str, values: NDArray[np.float32], config: dict[str, Any]) -> NDArray[np.float32]:
     """GGUF pairs rope's halves side by side in q and k; Hugging Face keeps them apart."""
     if ".attn_q." not in name and ".attn_k." not in name:
         return values
-    pairs = values.view(-1, config["head_dim"] // 2, 2, values.shape[1])
-    return pairs.transpose(1, 2).reshape(values.shape)
+    pairs = values.reshape(-1, config["head_dim"] // 2, 2, values.shape[1])
+    return pairs.swapaxes(1, 2).reshape(values.shape)
 
 
 def _write_tokenizer(facts: dict[str, Any], folder: Path) -> None:

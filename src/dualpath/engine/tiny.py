@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
-from safetensors.torch import save_file
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from dualpath.core.errors import ConfigError
@@ -27,6 +28,9 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
+
+
+Matrix = NDArray[np.float32]
 
 
 class TinyShape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,17 +89,17 @@ def _config(shape: TinyShape) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _weights(shape: TinyShape) -> dict[str, torch.Tensor]:
+def _weights(shape: TinyShape) -> dict[str, Matrix]:
     """Gaussian weights; a gain of 1 keeps the size of what passes through."""
-    generator = torch.Generator().manual_seed(shape.seed)
+    generator = np.random.Generator(np.random.Philox(shape.seed))
 
-    def matrix(rows: int, columns: int, gain: float) -> torch.Tensor:
-        return torch.randn(rows, columns, generator=generator) * gain / columns**0.5
+    def matrix(rows: int, columns: int, gain: float) -> Matrix:
+        return generator.standard_normal((rows, columns), dtype=np.float32) * np.float32(gain / columns**0.5)
 
     hidden, q_rows, kv_rows = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    weights = {
+    weights: dict[str, Matrix] = {
         "model.embed_tokens.weight": matrix(shape.vocab, hidden, hidden**0.5),
-        "model.norm.weight": torch.ones(hidden),
+        "model.norm.weight": np.ones(hidden, dtype=np.float32),
         "lm_head.weight": _speak_ascii(matrix(shape.vocab, hidden, 3.0)),
     }
     for layer in range(shape.layers):
@@ -108,15 +112,15 @@ def _weights(shape: TinyShape) -> dict[str, torch.Tensor]:
             at + "mlp.gate_proj.weight": matrix(shape.intermediate, hidden, 1.0),
             at + "mlp.up_proj.weight": matrix(shape.intermediate, hidden, 1.0),
             at + "mlp.down_proj.weight": matrix(hidden, shape.intermediate, 1.0),
-            at + "input_layernorm.weight": torch.ones(hidden),
-            at + "post_attention_layernorm.weight": torch.ones(hidden),
+            at + "input_layernorm.weight": np.ones(hidden, dtype=np.float32),
+            at + "post_attention_layernorm.weight": np.ones(hidden, dtype=np.float32),
         }
     return weights
 
 
-def _speak_ascii(lm_head: torch.Tensor) -> torch.Tensor:
+def _speak_ascii(lm_head: Matrix) -> Matrix:
     """Only printable bytes and the end token can win: a zero row's logit 0 is never the best."""
-    spoken = torch.zeros_like(lm_head)
+    spoken = np.zeros_like(lm_head)
     spoken[PRINTABLE] = lm_head[PRINTABLE]
     spoken[END] = lm_head[END] * END_GAIN
     return spoken

@@ -89,9 +89,9 @@ class Child:
         return "\n".join([f"  {self.log}:", *(f"    {line}" for line in lines)])
 
     def _last_words(self) -> str:
-        """The message of a ConfigError that the role printed last."""
-        lines = self._read_tail().strip().splitlines() or [f"{self.role.name} refused to start; see {self.log}"]
-        return lines[-1].removeprefix("dualpath: error: ")
+        """The message of a ConfigError that the role printed last, which may have several lines."""
+        before, _, message = self._read_tail().rpartition("dualpath: error: ")
+        return message.strip() if before or message else ""
 
     def _read_tail(self) -> str:
         with self.log.open("rb") as file:

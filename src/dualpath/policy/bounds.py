@@ -20,9 +20,7 @@ class RatioBounds(msgspec.Struct, frozen=True):
         return self.low * decode_nodes <= prefill_nodes <= self.high * decode_nodes
 
 
-def ratio_bounds(
-    *, gpus: int, snic_per_cnic: float, dram_bytes_per_s: float, snic_bytes_per_s: float
-) -> RatioBounds:
+def ratio_bounds(*, gpus: int, snic_per_cnic: float, dram_bytes_per_s: float, snic_bytes_per_s: float) -> RatioBounds:
     """The bounds for nodes with `gpus` GPUs (g), each with its own compute NIC (CNIC).
 
     A node's storage NICs carry `snic_bytes_per_s` (B*s), which is `snic_per_cnic` (s) times one CNIC; its

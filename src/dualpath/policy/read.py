@@ -11,23 +11,17 @@ ReadPolicy = Callable[[BlockRange, NodeLoad, NodeLoad, int, int], ReadPlan]
 """(hit, prefill node, decode node, tokens a block, non-empty plans made so far) -> plan of the hit."""
 
 
-def prefill_only(
-    hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, block_tokens: int, turn: int
-) -> ReadPlan:
+def prefill_only(hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, block_tokens: int, turn: int) -> ReadPlan:
     """The classic path, and the baseline: the prefill node reads all."""
     return _plan(hit, len(hit), prefill.node, decode.node)
 
 
-def round_robin(
-    hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, block_tokens: int, turn: int
-) -> ReadPlan:
+def round_robin(hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, block_tokens: int, turn: int) -> ReadPlan:
     """Whole hits, by the prefill node on even turns and by the decode node on odd ones."""
     return _plan(hit, 0 if turn % 2 else len(hit), prefill.node, decode.node)
 
 
-def shorter_queue(
-    hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, block_tokens: int, turn: int
-) -> ReadPlan:
+def shorter_queue(hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, block_tokens: int, turn: int) -> ReadPlan:
     """The paper's: the whole hit by the node with fewer tokens in its read queue.
 
     A tie goes to the prefill node. Either way the hit crosses the compute network once, but what the prefill

@@ -125,6 +125,9 @@ class Scheduler:
         if message.version != wire.PROTOCOL_VERSION:
             raise ProtocolError(f"a gateway speaks protocol {message.version}, we speak {wire.PROTOCOL_VERSION}")
         self._gateways[self._sender] = time.monotonic_ns()
+        self._welcome()
+
+    def _welcome(self) -> None:
         self._send(self._sender, wire.Welcome(self._incarnation, self._spec, self._max_request_tokens()))
 
     @_on.register
@@ -147,6 +150,7 @@ class Scheduler:
 
     @_on.register
     def _get_report(self, message: wire.GetReport) -> None:
+        self._welcome()  # who sees the cluster ready must not have the limits of before
         self._send(self._sender, wire.Report(self.report()))
 
     @_on.register

@@ -49,9 +49,7 @@ class BlockFormat:
     def source(self, block: memoryview) -> memoryview:
         """The caller's block as flat bytes; ValueError unless it is contiguous and exactly one block long."""
         if not block.c_contiguous or block.nbytes != self.block_bytes:
-            raise ValueError(
-                f"a block is {self.block_bytes} contiguous bytes, this memory has {block.nbytes}"
-            )
+            raise ValueError(f"a block is {self.block_bytes} contiguous bytes, this memory has {block.nbytes}")
         return block.cast("B")
 
     def target(self, into: memoryview) -> memoryview:
