@@ -2,7 +2,7 @@
 
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 import pytest
@@ -10,9 +10,11 @@ import typer
 from typer.testing import CliRunner
 
 from dualpath.cli.options import config_flags, with_config
-from dualpath.core.config import Config, parse_topology
+from dualpath.core.config import Config, Scheduling, parse_topology
 from dualpath.core.config_file import check_config, load_config, save_config
 from dualpath.core.errors import ConfigError
+from dualpath.policy.prefill import PREFILL_POLICIES
+from dualpath.policy.read import READ_POLICIES
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "dualpath.toml"
 SECTIONS = [field.name for field in msgspec.structs.fields(Config)]
@@ -63,6 +65,10 @@ def test_file_then_overrides(tmp_path: Path) -> None:
             r"storage\.snic: cannot read 'fast' as a rate; write for example 20MB/s",
         ),
         ("[storage]\narena = '0'", r"storage\.arena must be positive"),
+        ("[storage]\npath = 'memory:'", r"storage\.path memory: .* name a folder"),
+        ("[scheduling]\nread_policy = 'fast'", r"scheduling\.read_policy: .*'fast'; write prefill-only or .* split"),
+        ("[scheduling]\nprefill_policy = 'fast'", r"write least-tokens-short-queue or round-robin"),
+        ("[network]\nscheduler = 'tcp://127.0.0.1:99999'", r"network\.scheduler .* is not local"),
         ("[storage]\nwrite_share = 1.5", r"storage\.write_share: expected float <= 0\.9"),
         ("[cluster]\ntopology = '0P1D'", "write for example 1P1D"),
         ("[network]\nhost = '0.0.0.0'", r"set network\.api_key, or use 127\.0\.0\.1"),
@@ -74,6 +80,13 @@ def test_file_then_overrides(tmp_path: Path) -> None:
 def test_wrong_files_are_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(write(tmp_path, text))
+
+
+def test_all_policies_can_be_chosen() -> None:
+    """The choices stand in core/config.py, which may not import the policies."""
+    hints = get_type_hints(Scheduling)
+    assert set(get_args(hints["read_policy"])) == set(READ_POLICIES)
+    assert set(get_args(hints["prefill_policy"])) == set(PREFILL_POLICIES)
 
 
 def test_missing_file_and_long_run_folder(tmp_path: Path) -> None:
@@ -143,8 +156,9 @@ def other_value(default: object) -> object:
             return 4096
         case int() | float():
             return default * 2 if default else 1
-        case "shm" | "info":
-            return {"shm": "tcp", "info": "debug"}[str(default)]
+        case "shm" | "info" | "split" | "least-tokens-short-queue":
+            others = {"shm": "tcp", "info": "debug", "split": "shorter-queue"}
+            return others.get(str(default), "round-robin")
         case _:
             return "2P2D" if default == "1P1D" else "ipc:///x" if default == "" else "64MB"
 

@@ -9,7 +9,6 @@ from msgspec.structs import replace
 
 from dualpath.core.config import Config
 from dualpath.core.errors import ConfigError
-from dualpath.policy.prefill import PREFILL_POLICIES
 from dualpath.policy.read import READ_POLICIES
 from dualpath.workload import PRESETS
 
@@ -32,8 +31,8 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
     pairs: int = 1  # times that the list of policies is run, interleaved
 
 
-def check(experiment: Experiment, config: Config) -> None:
-    """ConfigError when the experiment cannot be run with this config."""
+def check(experiment: Experiment) -> None:
+    """ConfigError when the experiment cannot be run."""
     _check_workload(experiment.workload)
     known = [*READ_POLICIES, UNTHROTTLED]
     for policy in experiment.policies:
@@ -41,9 +40,6 @@ def check(experiment: Experiment, config: Config) -> None:
             raise ConfigError(f"no read policy {policy!r}; there are {', '.join(known)}")
     if not experiment.policies or len(set(experiment.policies)) < len(experiment.policies):
         raise ConfigError("--read-policy takes a list of different policies; --pairs runs the list several times")
-    prefill = config.scheduling.prefill_policy
-    if prefill not in PREFILL_POLICIES:
-        raise ConfigError(f"no prefill policy {prefill!r}; there are {', '.join(PREFILL_POLICIES)}")
     if experiment.aps is not None and experiment.aps <= 0:
         raise ConfigError(f"--aps {experiment.aps:g}: an arrival rate is positive; leave it out to start all together")
 

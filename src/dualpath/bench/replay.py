@@ -37,7 +37,7 @@ class Result(msgspec.Struct, kw_only=True):
 
 def replay(config: Config, experiment: Experiment) -> Result:
     """Run the experiment; ConfigError before any cluster starts when it cannot be run."""
-    check(experiment, config)
+    check(experiment)
     with tempfile.TemporaryDirectory(prefix="dualpath-replay-") as folder:
         config = settle_folders(cluster_config(config, config.scheduling.read_policy, Path(folder) / "base"))
         spec = served_spec(config)

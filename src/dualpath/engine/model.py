@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -15,6 +16,10 @@ from dualpath.core.errors import ConfigError
 from dualpath.core.model import ModelSpec
 from dualpath.engine.hook import ATTENTION, LayerAttention, attending
 from dualpath.engine.probe import RECORD, LayerCall, PlainKv, check_packing, record_layers, refuse_config
+
+_UNLOADABLE = (
+    ImportError, KeyError, OSError, TypeError, ValueError, RuntimeError, AttributeError, SafetensorError,
+)  # fmt: skip
 
 
 class PackedModel:
@@ -31,7 +36,7 @@ class PackedModel:
         """Load the weights and probe them; ConfigError names what this engine cannot serve exactly."""
         if threads is not None:
             torch.set_num_threads(threads)
-        model = cls(_load_weights(spec).to(device).eval(), spec, torch.device(device))
+        model = cls(_load_weights(spec).to(_device(device)).eval(), spec, torch.device(device))
         try:
             model._probe()
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -67,6 +72,18 @@ class PackedModel:
         check_packing(self.forward, self.spec)
 
 
+def _device(name: str) -> torch.device:
+    """The device of this name; ConfigError when torch does not know it or this machine has none."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"no device {name!r} here: {_first_line(error)}; take cpu or cuda") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
 def _load_weights(spec: ModelSpec) -> Any:
     """The model's own class with every weight from the folder; ConfigError rather than a random one."""
     logging.disable_progress_bar()
@@ -77,8 +94,8 @@ def _load_weights(spec: ModelSpec) -> Any:
             spec.path, config=config, dtype=getattr(torch, spec.layout.dtype), attn_implementation=ATTENTION,
             local_files_only=True, output_loading_info=True,
         )  # fmt: skip
-    except (ImportError, KeyError, OSError, ValueError, RuntimeError, AttributeError) as error:
-        raise ConfigError(f"transformers cannot load the model in {spec.path}: {error}") from error
+    except _UNLOADABLE as error:
+        raise ConfigError(f"transformers cannot load the model in {spec.path}: {_first_line(error)}") from error
     model, report = loaded
     wrong = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in report[kind])
     if wrong:

@@ -90,8 +90,8 @@ class Child:
 
     def _last_words(self) -> str:
         """The message of a ConfigError that the role printed last, which may have several lines."""
-        before, _, message = self._read_tail().rpartition("dualpath: error: ")
-        return message.strip() if before or message else ""
+        _, found, message = self._read_tail().rpartition("dualpath: error: ")
+        return message.strip() if found else f"{self.role.name} refused to start\n{self.tail()}"
 
     def _read_tail(self) -> str:
         with self.log.open("rb") as file:
