@@ -68,7 +68,7 @@ def test_every_policy_and_topology_gives_the_tokens_of_a_plain_run(
 def test_hits_split_at_random_blocks_in_a_small_arena_with_small_chunks(
     tiny: Path, reference: Reference, tmp_path: Path
 ) -> None:
-    """Random plans; an arena for about two requests of six; a quota of 1 ms, so that prompts are chunked."""
+    """Random plans; arena and KV memory for about two requests of six; a quota of 1 ms: prompts are chunked."""
 
     def roles(config: Config, config_file: Path) -> list[Role]:
         script = Path(__file__).with_name("random_split_scheduler.py")
@@ -81,7 +81,7 @@ def test_hits_split_at_random_blocks_in_a_small_arena_with_small_chunks(
         tmp_path,
         roles,
         storage={"arena": "16MiB"},
-        scheduling={"quota_ms": 1, "window_tokens": 2048},
+        scheduling={"quota_ms": 1, "window_tokens": 2048, "kv_tokens": 1600},
     ) as running:
         for turn in range(3):
             answers = ask_all(running.url, asks)

@@ -55,13 +55,13 @@ class SlowStore(StoreWrapper):
 
 
 class Bench:
-    def __init__(self, store: SlowStore, arena: Arena, stats: NodeStats, bound: int, concurrency: int) -> None:
+    def __init__(self, store: SlowStore, arena: Arena, stats: NodeStats, share: int, concurrency: int) -> None:
         self.store, self.arena, self.stats = store, arena, stats
         self.ends: list[tuple[bytes, bool]] = []
         self.news = asyncio.Event()
         self.queue = WriteQueue(
             store, arena, stats, self.end,
-            bound=bound, concurrency=concurrency, deadline_s=5.0,
+            share=share, concurrency=concurrency, deadline_s=5.0,
         )  # fmt: skip
 
     def end(self, item: PersistItem, durable: bool) -> None:
@@ -75,11 +75,11 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(*, bound: int = 16, concurrency: int = 2) -> AsyncIterator[Bench]:
+async def bench(*, share: int = 16, concurrency: int = 2) -> AsyncIterator[Bench]:
     store, arena = SlowStore(), Arena(LAYOUT, 32 * SIZE)
     for slot in range(32):
         arena.slot(slot)[:] = bytes([slot]) * SIZE
-    b = Bench(store, arena, NodeStats(NodeId("d0"), Role.DECODE), bound, concurrency)
+    b = Bench(store, arena, NodeStats(NodeId("d0"), Role.DECODE), share, concurrency)
     try:
         yield b
         assert b.stats.write_queue_blocks == 0
@@ -100,8 +100,8 @@ def test_parents_are_durable_before_their_children_in_any_order_of_arrival() -> 
     async def test() -> None:
         async with bench(concurrency=4) as b:
             for child in (3, 2, 1):
-                assert b.queue.enqueue(item(child, child - 1))
-            assert b.queue.enqueue(item(0))
+                b.queue.enqueue(1, item(child, child - 1))
+            b.queue.enqueue(1, item(0))
             await b.ended(4)
             assert b.store.written == [key(n) for n in range(4)]
             assert all(durable for _, durable in b.ends)
@@ -110,19 +110,39 @@ def test_parents_are_durable_before_their_children_in_any_order_of_arrival() -> 
     run(test)
 
 
-def test_at_most_so_many_writes_run_and_the_queue_is_bounded() -> None:
+def test_at_most_so_many_writes_run() -> None:
     async def test() -> None:
-        async with bench(bound=5, concurrency=2) as b:
+        async with bench(concurrency=2) as b:
             b.store.gate.clear()
-            taken = [b.queue.enqueue(item(n)) for n in range(8)]
-            assert taken == [True] * 5 + [False] * 3
-            assert (b.stats.writes_skipped, b.stats.write_queue_blocks) == (3, 5)
+            for number in range(8):
+                b.queue.enqueue(1, item(number))
             await asyncio.sleep(0.01)
-            assert b.store.most == 2
+            assert (b.store.most, b.stats.write_queue_blocks) == (2, 8)
             b.store.gate.set()
-            await b.ended(5)
-            assert b.queue.enqueue(item(7))
-            await b.ended(6)
+            await b.ended(8)
+            assert b.store.most == 2
+
+    run(test)
+
+
+def test_what_outlives_its_grant_is_bounded_by_the_share_after_a_grace_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "GRACE_S", 0.05)
+
+    async def test() -> None:
+        async with bench(share=3, concurrency=2) as b:
+            b.store.gate.clear()
+            for number in range(6):
+                b.queue.enqueue(1, item(number, number - 1 if number else None))
+            b.queue.enqueue(2, item(9))
+            b.queue.release(1)
+            await asyncio.sleep(0.02)
+            assert (b.ends, b.stats.write_queue_blocks) == ([], 7), "within the grace period nothing is given up"
+            await b.ended(3)
+            assert sorted(b.ends) == [(key(n), False) for n in (3, 4, 5)], "the newest go, children before parents"
+            assert b.stats.writes_skipped == 3
+            b.store.gate.set()
+            await b.ended(7)
+            assert sorted(b.store.written) == sorted(key(n) for n in (0, 1, 2, 9))
 
     run(test)
 
@@ -131,9 +151,9 @@ def test_a_stored_block_is_durable_at_once_and_moves_no_bytes() -> None:
     async def test() -> None:
         async with bench() as b:
             await b.store.inner.write(key(0), b.arena.slot(0))
-            b.queue.enqueue(item(0))
-            b.queue.enqueue(item(1, 0))
-            b.queue.enqueue(item(1, 0, slot=5))  # a second request computed the same block
+            b.queue.enqueue(1, item(0))
+            b.queue.enqueue(1, item(1, 0))
+            b.queue.enqueue(1, item(1, 0, slot=5))  # a second request computed the same block
             await b.ended(3)
             assert all(durable for _, durable in b.ends)
             assert (b.stats.written_bytes, b.stats.writes_skipped) == (SIZE, 0)
@@ -144,8 +164,8 @@ def test_a_stored_block_is_durable_at_once_and_moves_no_bytes() -> None:
 def test_a_parent_that_another_node_writes_is_waited_for_and_holds_nobody_up() -> None:
     async def test() -> None:
         async with bench(concurrency=1) as b:
-            b.queue.enqueue(item(1, 0))  # block 0 is written elsewhere
-            b.queue.enqueue(item(9))
+            b.queue.enqueue(1, item(1, 0))  # block 0 is written elsewhere
+            b.queue.enqueue(1, item(9))
             await b.ended(1)
             assert b.ends == [(key(9), True)]
             await b.store.inner.write(key(0), b.arena.slot(0))
@@ -161,7 +181,7 @@ def test_without_its_parent_a_block_is_skipped_and_its_children_at_once(monkeypa
     async def test() -> None:
         async with bench() as b:
             for number in (1, 2, 3):
-                b.queue.enqueue(item(number, number - 1))
+                b.queue.enqueue(1, item(number, number - 1))
             await b.ended(3)
             assert not any(durable for _, durable in b.ends)
             assert b.stats.writes_skipped == 3
@@ -176,15 +196,15 @@ def test_a_full_store_skips_with_one_warning_and_writing_goes_on_later(caplog: p
             b.store.broken = {key(n) for n in range(3)}
             with caplog.at_level(logging.WARNING):
                 for number in range(3):
-                    b.queue.enqueue(item(number))
-                b.queue.enqueue(item(3, 2))
+                    b.queue.enqueue(1, item(number))
+                b.queue.enqueue(1, item(3, 2))
                 await b.ended(4)
             assert [durable for _, durable in b.ends] == [False] * 4
             assert b.stats.writes_skipped == 4
             assert len([r for r in caplog.records if "not persisted" in r.message]) == 1
             b.store.broken.clear()
-            b.queue.enqueue(item(2))
-            b.queue.enqueue(item(3, 2))
+            b.queue.enqueue(1, item(2))
+            b.queue.enqueue(1, item(3, 2))
             await b.ended(6)
             assert [durable for _, durable in b.ends[4:]] == [True, True]
 
@@ -196,13 +216,13 @@ def test_abandoned_writes_touch_no_slot_any_more_and_nobody_is_told() -> None:
         async with bench(concurrency=1) as b:
             b.store.gate.clear()
             for number in range(4):
-                b.queue.enqueue(item(number))
+                b.queue.enqueue(1, item(number))
             await asyncio.sleep(0.01)
             await b.queue.abandon()
             assert b.store.running == 0
             assert (b.ends, b.stats.write_queue_blocks, b.stats.writes_skipped) == ([], 0, 4)
             b.store.gate.set()
-            b.queue.enqueue(item(0))
+            b.queue.enqueue(1, item(0))
             await b.ended(1)
             assert b.ends == [(key(0), True)]
 

@@ -60,7 +60,7 @@ class Agent:
             store, self.arena, stats, concurrency=config.storage.read_concurrency, deadline_s=deadline_s
         )
         self.writer = WriteQueue(
-            store, self.arena, stats, self._written, bound=self.write_slots,
+            store, self.arena, stats, self._written, share=self.write_slots,
             concurrency=config.storage.write_concurrency, deadline_s=deadline_s,
         )  # fmt: skip
         self.engines = EngineServer(
@@ -151,9 +151,9 @@ class Agent:
     @_on.register
     def _persist(self, message: wire.Persist) -> None:
         for item in message.items:
-            if not (
-                message.grant in self._grants and self._is_valid(message.grant, item) and self.writer.enqueue(item)
-            ):
+            if message.grant in self._grants and self._is_valid(message.grant, item):
+                self.writer.enqueue(message.grant, item)
+            else:
                 self._written(item, durable=False)
 
     @_on.register
@@ -201,6 +201,7 @@ class Agent:
             await self._dropped(grant, grant.link)
         await grant.idle.wait()
         self._grants.pop(grant.grant, None)
+        self.writer.release(grant.grant)
 
     async def _dropped(self, grant: Grant, link: EngineLink) -> None:
         try:
@@ -288,8 +289,8 @@ class Agent:
         item = wire.PersistItem(message.slot, message.key, message.parent)
         if not self._is_valid(message.grant, item):
             raise ProtocolError(f"slot {message.slot} is not grant {message.grant}'s, or a bad key")
-        if self.writer.enqueue(item):
-            self._send(wire.BlockHeld(message.grant, message.slot, message.key))
+        self.writer.enqueue(message.grant, item)
+        self._send(wire.BlockHeld(message.grant, message.slot, message.key))
 
     @_from_engine.register
     def _grant_dropped(self, message: wire.GrantDropped, link: EngineLink) -> None:

@@ -1,7 +1,11 @@
-"""The write-back queue of a node: new blocks to storage, parents before children, bounded; skipping is counted.
+"""The write-back queue of a node: new blocks to storage, parents before children; skipping is counted.
 
 Stored prefixes are closed: a block is written only after its parent is durable, wherever the parent was written. An
 item that waits for its parent keeps no other from being written.
+
+Every item has an arena slot, so the arena bounds the queue. Items that outlive their grant are late: their slots belong
+to the arena's write-back share. What exceeds the share for longer than a grace period is skipped, the newest first
+(children before parents): new requests wait that long for a slow store, not longer.
 """
 
 import asyncio
@@ -18,11 +22,12 @@ from dualpath.store.base import Store
 log = logging.getLogger("dualpath.node")
 PARENT_POLL_S = 0.05
 PARENT_DEADLINE_S = 5.0  # for a parent that another node writes
+GRACE_S = 10.0  # for late items beyond the write-back share
 _SKIPPED_BOUND = 10_000
 
 
 class WriteQueue:
-    """Writes slots of `arena` to `store`; `on_end(item, durable)` follows every accepted item unless abandoned."""
+    """Writes slots of `arena` to `store`; `on_end(item, durable)` follows every item unless it is abandoned."""
 
     def __init__(
         self,
@@ -31,7 +36,7 @@ class WriteQueue:
         stats: NodeStats,
         on_end: Callable[[PersistItem, bool], None],
         *,
-        bound: int,
+        share: int,
         concurrency: int,
         deadline_s: float,
     ) -> None:
@@ -39,26 +44,40 @@ class WriteQueue:
         self._arena = arena
         self._stats = stats
         self._on_end = on_end
-        self._bound = bound
+        self._share = share
         self._deadline_s = deadline_s
         self._turns = asyncio.Semaphore(concurrency)  # first come, first served
-        self._tasks: set[asyncio.Task[bool]] = set()
+        self._tasks: dict[asyncio.Task[bool], int] = {}  # in order of their coming, with their grants
+        self._released: set[int] = set()  # grants that are gone but have items left
+        self._trimmed: set[asyncio.Task[bool]] = set()
         self._pending: dict[BlockKey, asyncio.Task[bool]] = {}  # the last accepted item of each key
         self._skipped: dict[BlockKey, None] = {}  # lately not persisted: children need not wait for these
         self._failing = False
 
-    def enqueue(self, item: PersistItem) -> bool:
-        """Take a block to be written; False (and counted) when the arena's write-back share is full."""
-        if self._stats.write_queue_blocks >= self._bound:
-            self._skip(item.key)
-            return False
+    def enqueue(self, grant: int, item: PersistItem) -> None:
+        """Take a block of the grant to be written."""
         self._stats.write_queue_blocks += 1
         before, parent = self._pending.get(item.key), self._pending.get(item.parent)
         task = asyncio.create_task(self._serve(item, before, parent))
         self._pending[item.key] = task
-        self._tasks.add(task)
+        self._tasks[task] = grant
         task.add_done_callback(lambda task: self._ended(task, item))
-        return True
+
+    def release(self, grant: int) -> None:
+        """The grant is gone: what is left of its items is late."""
+        if grant in self._tasks.values():
+            self._released.add(grant)
+            if len(self._late()) > self._share:
+                asyncio.get_running_loop().call_later(GRACE_S, self._trim)
+
+    def _late(self) -> list[asyncio.Task[bool]]:
+        return [task for task, grant in self._tasks.items() if grant in self._released]
+
+    def _trim(self) -> None:
+        """Skip the newest late items beyond the share."""
+        for task in self._late()[self._share :]:
+            self._trimmed.add(task)
+            task.cancel()
 
     async def abandon(self) -> None:
         """Forget what is queued and stop what runs: the slots are needed for something else. Counted as skipped."""
@@ -70,16 +89,19 @@ class WriteQueue:
     close = abandon
 
     def _ended(self, task: asyncio.Task[bool], item: PersistItem) -> None:
-        self._tasks.discard(task)
+        grant = self._tasks.pop(task)
+        if grant not in self._tasks.values():
+            self._released.discard(grant)
         if self._pending.get(item.key) is task:
             del self._pending[item.key]
         self._stats.write_queue_blocks -= 1
         durable = not task.cancelled() and not task.exception() and task.result()
         if not durable:
             self._skip(item.key)
-        if task.cancelled():
+        if task.cancelled() and task not in self._trimmed:
             return
-        if error := task.exception():
+        self._trimmed.discard(task)
+        if not task.cancelled() and (error := task.exception()):
             log.error("the write-back of block %s failed unexpectedly", item.key.hex(), exc_info=error)
         self._on_end(item, durable)
 
