@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import httpx
 import pytest
 
 from dualpath.core.keys import chain_keys, pack_tokens, root_key
@@ -45,7 +46,8 @@ def log_of(running: LocalCluster, role: str) -> str:
 def test_a_store_that_fills_up_costs_hits_only(tiny: Path, reference: Reference, small_disk: Path) -> None:
     asks = random_asks(41, 6, longest=600, tokens=40)
     expected = reference(tiny, asks)
-    with cluster(tiny, small_disk / "store", cluster={"topology": "1P2D"}) as running:
+    topology, lease = {"topology": "1P2D"}, {"lease_s": 2.0}
+    with cluster(tiny, small_disk / "store", cluster=topology, limits=lease) as running:
         for _ in range(2):
             assert_equal_tokens(ask_all(running.url, asks), expected)
             report = wait_durable(running.url)
@@ -55,7 +57,16 @@ def test_a_store_that_fills_up_costs_hits_only(tiny: Path, reference: Reference,
         assert report.failed_requests == 0 and not report.recomputes
         assert all(n.arena_slots_used == 0 for n in report.nodes)
         assert "the disk is full: free some space" in log_of(running, "agent-d0") + log_of(running, "agent-d1")
+        running.kill("agent d0")  # it cannot come back yet, which must not end a cluster that serves
+        assert_equal_tokens(ask_all(running.url, asks), expected)
+        for _ in range(200):
+            running.check()
+            if refused := "the store cannot be used" in log_of(running, "agent-d0"):
+                break
+            time.sleep(0.1)
+        assert refused
         subprocess.run(["mount", "-o", f"remount,size={LARGE_MIB}m", str(small_disk)], check=True)
+        running.wait_ready()
         for _ in range(2):
             answers = ask_all(running.url, asks)
             assert_equal_tokens(answers, expected)
@@ -64,19 +75,15 @@ def test_a_store_that_fills_up_costs_hits_only(tiny: Path, reference: Reference,
 
 
 def plant_foreign_objects(running: LocalCluster, asks: Sequence[Ask]) -> None:
-    """Under the keys of the prompts' blocks and beside them: text, nothing, bytes of the right size, a folder."""
+    """Under the keys of the prompts' blocks and beside them: nothing, text, bytes of the right size."""
     layout = served_spec(running.config).layout
     namespace = folder_of(Path(running.config.storage.path), layout)
+    size = next(path.stat().st_size for path in namespace.glob("??/*"))
     for number, ask in enumerate(asks):
         for block, key in enumerate(chain_keys(root_key(layout), pack_tokens(ask.prompt), layout.block_tokens)):
             path = namespace / key.hex()[:2] / key.hex()
             kind = (number + block) % 4
-            if path.exists() or kind == 3:
-                continue
-            if kind == 2 and block:
-                path.mkdir()
-            else:
-                size = next(p.stat().st_size for p in namespace.parent.glob("*/??/*") if p.is_file())
+            if kind < 3 and not path.exists():
                 path.write_bytes((b"", b"some words", os.urandom(size))[kind])
     (namespace / "00" / "notes.txt").write_text("not a block")
     (namespace.parent / "lost+found").mkdir()
@@ -92,10 +99,14 @@ def test_blocks_of_another_layout_and_foreign_objects_are_no_hits(
         wait_durable(first.url)
         theirs = {p: p.read_bytes() for p in tmp_path.glob("*/??/*")}
     fresh = random_asks(43, 5, longest=500, tokens=30)
-    with cluster(tiny, tmp_path, model={"block_tokens": 32}) as other:
+    with cluster(tiny, tmp_path, model={"block_tokens": 32}, scheduling={"window_tokens": 640}) as other:
+        too_long = {"model": "tiny", "prompt": [40] * 640, "max_tokens": 1}
+        refusal = httpx.post(f"{other.url}/v1/completions", json=too_long, timeout=10)
+        assert refusal.status_code == 400 and "at most 640 tokens" in refusal.text, "longer than the window"
         answers = ask_all(other.url, asks[:1])
         assert_equal_tokens(answers, expected[:1])
         assert answers[0].cached == 0, "a block of another layout was a hit"
+        wait_durable(other.url)
         warnings = [line for line in log_of(other, "scheduler").splitlines() if "WARNING" in line]
         assert any(f"{len(theirs)} blocks of model" in line and "64 tokens a block" in line for line in warnings)
         plant_foreign_objects(other, fresh)

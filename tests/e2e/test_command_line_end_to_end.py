@@ -226,7 +226,8 @@ def run_curl(line: str) -> httpx.Response:
 
 
 def test_up_says_how_to_use_it_and_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
-    command = [*COMMAND, "up", "--model", "tiny", "--port", "0", "--store", str(tmp_path / "store")]
+    store = str(tmp_path / "store")
+    command = [*COMMAND, "up", "--model", "tiny", "--port", "0", "--store", store, "--arena", "16MiB"]
     environment = {**os.environ, "TMPDIR": str(folder)}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -238,6 +239,9 @@ def test_up_says_how_to_use_it_and_leaves_nothing_behind(folder: Path, tmp_path:
         answer = run_curl(curl)
         assert answer.status_code == 200, answer.text
         assert answer.json()["choices"][0]["message"]["content"]
+        too_long = {"model": "tiny", "prompt": "x" * 28 * 64, "max_tokens": 1}  # 4 of 32 slots are for write-back
+        refusal = httpx.post(f"{url}/completions", json=too_long, timeout=10)
+        assert refusal.status_code == 400 and "at most 1792 tokens" in refusal.text, "longer than the arena"
         port = httpx.URL(url).port
         assert port
         assert_refused(dualpath("up", "--model", "tiny", "--port", str(port)), f"port {port}", "in use")

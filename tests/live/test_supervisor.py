@@ -138,6 +138,28 @@ def test_a_refused_configuration_stops_the_start() -> None:
         pytest.fail("it must not become ready")
 
 
+def test_a_role_that_refuses_to_come_back_does_not_end_the_cluster(tmp_path: Path) -> None:
+    """What it needs may come back, such as space on a disk; until then the others serve."""
+    first = tmp_path / "first"
+    once = f"""
+        import pathlib, sys
+        if pathlib.Path({str(first)!r}).exists():
+            print("dualpath: error: the disk is full", file=sys.stderr)
+            sys.exit(2)
+        pathlib.Path({str(first)!r}).touch()
+    """
+    said: list[str] = []
+    code = textwrap.dedent(once) + SLEEPS
+    with LocalCluster(config_of(), say=said.append, make_roles=fakes(python("agent p0", code))) as cluster:
+        until(first.exists)
+        cluster.kill("agent p0")
+        until(lambda: len(said) > 1)
+        cluster.check()
+        assert "agent p0 died (exit code 2)" in said[1] and "the disk is full" in said[1]
+        first.unlink()
+        until(first.exists)
+
+
 def test_not_ready_in_time_says_what_is_missing_and_shows_logs() -> None:
     talks = "print('still loading weights', flush=True);" + SLEEPS
     cluster = LocalCluster(config_of(start_deadline_s=2.0), make_roles=fakes(python("engine d0/0", talks), ready=False))

@@ -73,7 +73,7 @@ class Child:
 
     def _died(self, code: int, now_s: float) -> None:
         self._close_stdin()
-        if code == CONFIG_EXIT_CODE:
+        if code == CONFIG_EXIT_CODE and not self.restarts:  # later the cluster serves, perhaps without this role
             self.refusal = self._last_words()
             return
         if now_s - self._started_s >= STEADY_S:
