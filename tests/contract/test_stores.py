@@ -108,9 +108,7 @@ class TestPosixFiles:
 
         asyncio.run(test())
 
-    def test_short_reads_and_writes_are_continued(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_short_reads_and_writes_are_continued(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         real_read, real_write = os.preadv, os.writev
         steps = iter([10, 54, 1, 100, 5000, 70, 64, 1000] + [10**6] * 4)
 

@@ -108,9 +108,7 @@ sizes = st.tuples(st.integers(0, 100_000), st.integers(1, 4096))
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    st.integers(0, 10**6), st.integers(0, 10**5), st.integers(0, 50), st.lists(sizes, min_size=8, max_size=20)
-)
+@given(st.integers(0, 10**6), st.integers(0, 10**5), st.integers(0, 50), st.lists(sizes, min_size=8, max_size=20))
 def test_fit_recovers_known_coefficients(
     chunk_ns: int, token_ns: int, pair_ns: int, chunks: list[tuple[int, int]]
 ) -> None:

@@ -25,9 +25,7 @@ def engine_loads(draw: st.DrawFn, node: str = "d0", min_size: int = 0) -> list[E
 
 @st.composite
 def queues(draw: st.DrawFn) -> list[Pending]:
-    return [
-        Pending(RequestId(f"r{i}"), n) for i, n in enumerate(draw(st.lists(st.integers(1, 20), max_size=8)))
-    ]
+    return [Pending(RequestId(f"r{i}"), n) for i, n in enumerate(draw(st.lists(st.integers(1, 20), max_size=8)))]
 
 
 def placements_by_the_text(group: list[EngineLoad], queue: list[Pending]) -> list[tuple[str, str]]:

@@ -39,9 +39,7 @@ def test_least_tokens_short_queue_is_the_best_ranked(loads: list[EngineLoad], li
 
 @settings(max_examples=50, deadline=None)
 @given(engine_loads(), limits, st.integers(0, 20))
-def test_round_robin_serves_each_engine_once_a_round(
-    loads: list[EngineLoad], limits: Limits, turn: int
-) -> None:
+def test_round_robin_serves_each_engine_once_a_round(loads: list[EngineLoad], limits: Limits, turn: int) -> None:
     round_robin = PREFILL_POLICIES["round-robin"]
     if not loads:
         assert round_robin(loads, limits, turn) is None

@@ -61,9 +61,7 @@ def test_one_node_in_both_roles_reads_in_one_segment(
 
 @settings(max_examples=400, deadline=None)
 @given(hits, loads(P), loads(D), block_sizes)
-def test_split_minimises_the_makespan(
-    hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, tokens: int
-) -> None:
+def test_split_minimises_the_makespan(hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, tokens: int) -> None:
     plan = READ_POLICIES["split"](hit, prefill, decode, tokens, 0)
     spans = [makespan(len(hit), tokens, prefill, decode, k) for k in range(len(hit) + 1)]
     assert spans[plan.blocks_by(P)] <= min(spans) * (1 + Fraction(1, 10**12))
@@ -84,9 +82,7 @@ def test_split_breaks_ties_by_segments_then_prefill(n: int, queue_p: int, queue_
 @settings(max_examples=200, deadline=None)
 @given(hits, loads(P), loads(D), st.integers(0, 9))
 def test_whole_hit_policies(hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, turn: int) -> None:
-    shares = {
-        name: policy(hit, prefill, decode, 64, turn).blocks_by(P) for name, policy in READ_POLICIES.items()
-    }
+    shares = {name: policy(hit, prefill, decode, 64, turn).blocks_by(P) for name, policy in READ_POLICIES.items()}
     assert shares["prefill-only"] == len(hit)
     assert shares["round-robin"] == (len(hit), 0)[turn % 2]
     prefill_is_shorter = prefill.read_queue_tokens <= decode.read_queue_tokens
