@@ -97,6 +97,11 @@ class ClusterMachine:
         self._commands.clear()
         return commands
 
+    def is_prefilling(self, grant: int) -> bool:
+        """Whether the attempt runs and waits for its prefill: only then are its decode slots still what it says."""
+        attempt = self.attempts.get(grant)
+        return attempt is not None and attempt.phase is Phase.PREFILLING
+
     def check(self) -> None:
         """Invariants; for tests, after every event."""
         check_cluster(self.members, self.attempts, self.waiting, self._running)

@@ -271,7 +271,7 @@ class Scheduler:
         self._sender_node()
         self._stamp(message.grant, "prefill_finished_ns")
         live = self._by_grant.get(message.grant)
-        if live and message.grant in self._machine.attempts:
+        if live and self._machine.is_prefilling(message.grant):
             live.first_token = message.token
             live.timeline.layer_wait_ns = message.layer_wait_ns
             self._persist_prompt(live)
