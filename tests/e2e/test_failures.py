@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
+
 from dualpath.launch.local import LocalCluster
 from e2e.live_cluster import (
     Answer,
@@ -52,6 +54,7 @@ def test_corrupt_and_missing_blocks_are_recomputed_and_stored_again(
         assert len(block_files(tmp_path)) == len(files)
 
 
+@pytest.mark.timeout(480)  # five restarts, each with the engines' imports
 def test_roles_killed_in_mid_run_cost_time_only(tiny: Path, reference: Reference, tmp_path: Path) -> None:
     asks = random_asks(22, 6, tokens=60)
     expected = reference(tiny, asks)
