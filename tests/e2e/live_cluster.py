@@ -99,10 +99,12 @@ def cluster_report(url: str) -> ClusterReport:
 
 
 def wait_durable(url: str) -> ClusterReport:
-    """Wait until nothing is left in write-back queues."""
-    for _ in range(200):
+    """Wait until all blocks are written back and all slots are free again; AssertionError if that does not come."""
+    for _ in range(400):
         report = cluster_report(url)
-        if report.pending_writes == 0 and not any(n.write_queue_blocks for n in report.nodes):
+        writes = report.pending_writes + sum(n.write_queue_blocks for n in report.nodes)
+        slots = sum(n.arena_slots_used for n in report.nodes)
+        if report.ready and not writes and not slots:
             return report
         time.sleep(0.05)
-    raise AssertionError("write-back did not end within 10 s")
+    raise AssertionError(f"after 20 s {writes} blocks are not written, {slots} slots not free: {report}")

@@ -62,7 +62,6 @@ def test_every_policy_and_topology_gives_the_tokens_of_a_plain_run(
             asks = followed_up(asks, answers, turn)
         report = wait_durable(running.url)
         assert not report.recomputes
-        assert all(n.arena_slots_used == 0 for n in report.nodes)
 
 
 def test_hits_split_at_random_blocks_in_a_small_arena_with_small_chunks(
