@@ -40,7 +40,7 @@ class Peer:
             await self.socket.send(message if isinstance(message, bytes) else wire.encode(message))
 
     async def next(self, kind: type) -> Any:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while True:
                 message = wire.Decoder(ANY).decode(await self.socket.recv())
                 if isinstance(message, kind):
@@ -79,7 +79,7 @@ class Cluster:
 
 def run(folder: Path, test: Callable[[Cluster], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(90):
             cluster = Cluster(folder)
             try:
                 await test(cluster)
