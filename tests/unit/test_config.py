@@ -4,20 +4,19 @@ import stat
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import msgspec
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from dualpath.cli.options import config_flags, with_config
 from dualpath.core.config import Config, Scheduling, parse_topology
-from dualpath.core.config_file import check_config, load_config, save_config
+from dualpath.core.config_file import check_config, load_config, save_config, sections
 from dualpath.core.errors import ConfigError
 from dualpath.policy.prefill import PREFILL_POLICIES
 from dualpath.policy.read import READ_POLICIES
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "dualpath.toml"
-SECTIONS = [field.name for field in msgspec.structs.fields(Config)]
+SECTIONS = [field.name for field in sections()]
 
 
 def write(folder: Path, text: str) -> Path:
@@ -59,7 +58,7 @@ def test_file_then_overrides(tmp_path: Path) -> None:
         ("[cluster]\nengines_per_node = '2'", r"cluster\.engines_per_node: expected int, got str"),
         ("[cluster]\nengines_per_node = 0", r"cluster\.engines_per_node: expected int >= 1"),
         ("[model]\nmax_context = 0", r"model\.max_context: expected int >= 1"),
-        ("[storage]\ntransport = 'rdma'", r"storage\.transport: .*'rdma'; write shm or tcp"),
+        ("[storage]\ntransport = 'rdma'", r"storage\.transport: .*'rdma'; write auto or shm or tcp or nixl"),
         (
             "[storage]\nsnic = 'fast'",
             r"storage\.snic: cannot read 'fast' as a rate; write for example 20MB/s",
@@ -156,8 +155,8 @@ def other_value(default: object) -> object:
             return 4096
         case int() | float():
             return default * 2 if default else 1
-        case "shm" | "info" | "split" | "least-tokens-short-queue":
-            others = {"shm": "tcp", "info": "debug", "split": "shorter-queue"}
+        case "auto" | "info" | "software" | "split" | "least-tokens-short-queue":
+            others = {"auto": "tcp", "info": "debug", "software": "network", "split": "shorter-queue"}
             return others.get(str(default), "round-robin")
         case _:
             return "2P2D" if default == "1P1D" else "ipc:///x" if default == "" else "64MB"

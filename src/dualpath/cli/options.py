@@ -9,8 +9,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 import msgspec
 import typer
 
-from dualpath.core.config import Config
-from dualpath.core.config_file import load_config
+from dualpath.core.config_file import load_config, sections
 
 Command = Callable[..., None]
 
@@ -31,7 +30,7 @@ class Flag(NamedTuple):
 
 def config_flags() -> Iterator[Flag]:
     """A flag for every value of every section."""
-    for section in msgspec.structs.fields(Config):
+    for section in sections():
         types = get_type_hints(section.type)
         hints = get_type_hints(section.type, include_extras=True)
         for field in msgspec.structs.fields(section.type):

@@ -15,6 +15,8 @@ from dualpath.core.errors import ConfigError
 from dualpath.core.ids import EngineId, NodeId
 from dualpath.core.units import parse_bytes, parse_rate
 
+CONTROL = "control"  # the host of scheduler and gateway
+
 
 def _value(description: str, *, flag: str | None = None, **bounds: Any) -> Meta:
     """What --help says of a value, its bounds, and its flag where that is not simply its name."""
@@ -58,7 +60,14 @@ class Storage(Section, frozen=True):
     write_share: Annotated[float, _value("Share of an arena that only write-back uses.", ge=0.01, le=0.9)] = 0.125
     read_concurrency: Annotated[int, _value("Reads that a node has outstanding.", ge=1)] = 4
     write_concurrency: Annotated[int, _value("Writes that a node has outstanding.", ge=1)] = 2
-    transport: Annotated[Literal["shm", "tcp"], _value("How bytes move between nodes.")] = "shm"
+    pacing: Annotated[
+        Literal["software", "network"],
+        _value("Who holds NICs to their rates: software plays NICs on one machine, network has real or shaped ones."),
+    ] = "software"
+    transport: Annotated[
+        Literal["auto", "shm", "tcp", "nixl"],
+        _value("How bytes move between nodes; auto: for each peer the best that both ends have."),
+    ] = "auto"
 
 
 class Scheduling(Section, frozen=True):
@@ -82,10 +91,13 @@ class Network(Section, frozen=True):
     host: Annotated[str, _value("Address of the HTTP server.")] = "127.0.0.1"
     port: Annotated[int, _value("Port of the HTTP server; 0: any free one.", ge=0, le=65535)] = 8000
     api_key: Annotated[str, _value("Clients must send this key; better set in the file than here.")] = ""
+    key_file: Annotated[
+        str, _value("File with the cluster's secret; needed when roles talk over other addresses than loopback.")
+    ] = ""
     run_dir: Annotated[str, _value("Folder for sockets and logs; empty: a private one, removed at the end.")] = ""
     scheduler: Annotated[
         str,
-        _value("Scheduler's endpoint, ipc:// or tcp:// on loopback; empty: in run_dir.", flag="scheduler"),
+        _value("Scheduler's endpoint, ipc://path or tcp://address:port; empty: in run_dir.", flag="scheduler"),
     ] = ""
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
@@ -117,6 +129,25 @@ class Log(Section, frozen=True):
     ] = "info"
 
 
+class Port(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the kernel counts one direction of a NIC: the classes of a device's queueing discipline."""
+
+    device: str
+    launch: list[str] = []  # prefix of commands that run where the device is
+
+
+class Host(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A machine of the cluster, where it is not this one: [hosts.p0], or [hosts.control] for scheduler and gateway."""
+
+    launch: list[str] = []  # prefix of commands that run there: ["ssh", "node7"], ["nsenter", "--net=..."]
+    address: str = "127.0.0.1"  # on the compute network; for control: where engines reach the gateway
+    store: str = ""  # the store as this host sees it (a mount point, say); empty: storage.path
+    snic_in: Port | None = None  # counters for `wire_bytes`
+    snic_out: Port | None = None
+    cnic_in: Port | None = None
+    cnic_out: Port | None = None
+
+
 class Config(msgspec.Struct, frozen=True):
     """Everything that a role needs to know at start. Made by load_config, which checks it."""
 
@@ -127,6 +158,15 @@ class Config(msgspec.Struct, frozen=True):
     network: Network = msgspec.field(default_factory=Network)
     limits: Limits = msgspec.field(default_factory=Limits)
     log: Log = msgspec.field(default_factory=Log)
+    hosts: dict[str, Host] = {}  # by node, and CONTROL; nodes without an entry run on this machine
+
+    def host_of(self, node: str) -> Host:
+        """Where a node (or CONTROL) is."""
+        return self.hosts.get(node, Host())
+
+    def store_of(self, node: str) -> str:
+        """The store as a node (or CONTROL) sees it."""
+        return self.host_of(node).store or self.storage.path
 
     @property
     def prefill_nodes(self) -> list[NodeId]:

@@ -10,11 +10,16 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from dualpath.core.config import Config, parse_topology
+from dualpath.core.config import CONTROL, Config, parse_topology
 from dualpath.core.errors import ConfigError
 
 LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 RUN_DIR_BYTES = 70  # a unix socket's path may have 107; the longest name in run_dir needs the rest
+
+
+def sections() -> list[msgspec.structs.FieldInfo]:
+    """The sections of a Config whose values are flags too: all but the table of hosts."""
+    return [field for field in msgspec.structs.fields(Config) if field.name != "hosts"]
 
 
 def load_config(file: Path | None = None, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
@@ -38,6 +43,9 @@ def save_config(config: Config, file: Path) -> None:
 def check_config(config: Config) -> None:
     """What no single value's type can say; ConfigError with the mend."""
     parse_topology(config.cluster.topology)
+    for host in config.hosts:
+        if host not in (CONTROL, *config.nodes):
+            raise ConfigError(f"hosts.{host} is no node of {config.cluster.topology}, nor {CONTROL}")
     _check_storage(config)
     network = config.network
     if network.host not in LOOPBACK_HOSTS and not network.api_key:
@@ -82,12 +90,13 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _convert(values: Mapping[str, Any], *, origin: str) -> Config:
-    sections = {field.name: field.type for field in msgspec.structs.fields(Config)}
-    _check_names(values, list(sections), where="", origin=origin)
+    known = {field.name: field.type for field in sections()}
+    _check_names(values, [*known, "hosts"], where="", origin=origin)
     for section, content in values.items():
         if not isinstance(content, Mapping):
             raise ConfigError(f"{origin}: {section} is a section; write [{section}] and its values below it")
-        _check_names(content, list(sections[section].__struct_fields__), where=f"{section}.", origin=origin)
+        if section in known:
+            _check_names(content, list(known[section].__struct_fields__), where=f"{section}.", origin=origin)
     try:
         return msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
@@ -98,6 +107,8 @@ def _convert(values: Mapping[str, Any], *, origin: str) -> Config:
 def _choices(where: str) -> str:
     """The values that a choice such as storage.transport has, for a message; else empty."""
     section, _, name = where.partition(".")
+    if section == "hosts":
+        return ""
     hints = get_type_hints(type(getattr(Config(), section)))
     choices = get_args(hints[name]) if get_origin(hints[name]) is Literal else ()
     return f"; write {' or '.join(choices)}" if choices else ""

@@ -4,7 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-from dualpath.core.config import Config
+from dualpath.core.config import CONTROL, Config, Host
+from dualpath.core.ids import node_of
 from dualpath.launch.process import Role
 
 GATEWAY_STAGE, SCHEDULER_STAGE, ENGINE_STAGE, AGENT_STAGE = range(4)  # the order in which they are stopped
@@ -14,18 +15,26 @@ def cluster_roles(config: Config, config_file: Path) -> list[Role]:
     """One scheduler, one gateway, an agent a node, and the engines, which share the machine's cores."""
     engine_threads = max(1, len(os.sched_getaffinity(0)) // len(config.engines))
     return [
-        _role("gateway", ["gateway"], config_file, GATEWAY_STAGE),
-        _role("scheduler", ["scheduler"], config_file, SCHEDULER_STAGE),
+        _role("gateway", ["gateway"], config_file, GATEWAY_STAGE, config.host_of(CONTROL)),
+        _role("scheduler", ["scheduler"], config_file, SCHEDULER_STAGE, config.host_of(CONTROL)),
         *(
-            _role(f"engine {engine}", ["engine", engine], config_file, ENGINE_STAGE, threads=engine_threads)
+            _role(
+                f"engine {engine}", ["engine", engine], config_file, ENGINE_STAGE, config.host_of(node_of(engine)),
+                threads=engine_threads,
+            )
             for engine in config.engines
         ),
-        *(_role(f"agent {node}", ["agent", node], config_file, AGENT_STAGE) for node in config.nodes),
-    ]
+        *(
+            _role(f"agent {node}", ["agent", node], config_file, AGENT_STAGE, config.host_of(node))
+            for node in config.nodes
+        ),
+    ]  # fmt: skip
 
 
-def _role(name: str, arguments: list[str], config_file: Path, stage: int, *, threads: int = 1) -> Role:
-    command = (sys.executable, "-m", "dualpath", *arguments, "--config", str(config_file))
+def _role(
+    name: str, arguments: list[str], config_file: Path, stage: int, host: Host, *, threads: int = 1
+) -> Role:  # fmt: skip
+    command = (*host.launch, sys.executable, "-m", "dualpath", *arguments, "--config", str(config_file))
     env = {
         "OMP_NUM_THREADS": str(threads),  # as many threads as cores in every process would fight for them
         "TOKENIZERS_PARALLELISM": "false",

@@ -21,6 +21,7 @@ from dualpath.core.ids import NodeId
 from dualpath.core.keys import KEY_BYTES
 from dualpath.core.model import ModelSpec
 from dualpath.core.report import NodeStats, Role
+from dualpath.core.secret import cluster_key
 from dualpath.core.served import served_spec
 from dualpath.node.agent import Agent
 from dualpath.store.base import Store
@@ -59,10 +60,14 @@ async def _until_terminated(work: Coroutine[Any, Any, None]) -> None:
 async def _run(config: Config, node: NodeId) -> None:
     spec = served_spec(config)
     role = Role.PREFILL if node in config.prefill_nodes else Role.DECODE
-    rate = config.snic_bytes_per_s
-    store: Store = ThrottledStore(open_store(config.storage.path, spec.layout), spec.layout, rate, rate)
-    nics = NicPair(config.cnic_bytes_per_s)
-    transport = open_transport(config.storage.transport, nics=nics, deadline_s=config.limits.transfer_deadline_s)
+    paced = config.storage.pacing == "software"
+    rate = config.snic_bytes_per_s if paced else None
+    store: Store = ThrottledStore(open_store(config.store_of(node), spec.layout), spec.layout, rate, rate)
+    nics = NicPair(config.cnic_bytes_per_s if paced else None)
+    transport = open_transport(
+        config.storage.transport, host=config.host_of(node).address, nics=nics,
+        deadline_s=config.limits.transfer_deadline_s, key=cluster_key(config.network.key_file),
+    )  # fmt: skip
     link = SchedulerLink(config.scheduler_endpoint)
     async with contextlib.AsyncExitStack() as ends:
         ends.push_async_callback(store.close)

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import signal
 
-from dualpath.core.config import Config
+from dualpath.core.config import CONTROL, Config
 from dualpath.core.errors import ConfigError, StoreError, StoreUnavailable
 from dualpath.core.model import ModelSpec
 from dualpath.core.served import served_spec
@@ -32,7 +32,7 @@ async def _run(config: Config) -> None:
     for sig in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sig, task.cancel)
     spec = served_spec(config)
-    store = open_store(config.storage.path, spec.layout)
+    store = open_store(config.store_of(CONTROL), spec.layout)
     with contextlib.suppress(asyncio.CancelledError):
         try:
             await _serve(config, spec, store)

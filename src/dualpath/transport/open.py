@@ -17,10 +17,13 @@ def open_transport(
     socket_dir: Path | None = None,
     nics: NicPair | None = None,
     deadline_s: float = 30,
+    key: bytes | None = None,
 ) -> Transport:
     """An endpoint, not yet started: "tcp" on host and port, or "shm" in socket_dir; ConfigError for other
     kinds.
     """
+    if kind == "auto":
+        kind = "shm"
     if kind == "tcp":
         return TcpTransport(host, port, nics=nics, deadline_s=deadline_s)
     if kind == "shm":
