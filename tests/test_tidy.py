@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {  # folder -> other folders of the pac
     "scheduler": {"core", "policy", "protocol"},
     "gateway": {"core", "scheduler"},
     "workload": {"core"},
+    "qos": {"core"},
     "sim": {"core", "policy", "protocol", "workload"},
     "launch": {"core", "engine", "gateway", "node", "scheduler"},
     "bench": ANY,
