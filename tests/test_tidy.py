@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {  # folder -> other folders of the pac
     "sim": {"core", "policy", "protocol", "workload"},
     "launch": {"core", "engine", "gateway", "node", "scheduler"},
     "bench": ANY,
+    "testbed": {"core", "qos"},
     "testing": {"core", "store", "transport", "workload"},
     "cli": ANY,
 }

@@ -10,6 +10,7 @@ from dualpath import __version__
 from dualpath.cli.explain import explain
 from dualpath.cli.replay import replay
 from dualpath.cli.roles import agent, engine, gateway, scheduler
+from dualpath.cli.testbed import app as testbed
 from dualpath.cli.up import up
 from dualpath.core.errors import ConfigError, DualPathError
 
@@ -31,6 +32,7 @@ Examples:
 app = typer.Typer(name="dualpath", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 for command in (up, replay, explain):
     app.command()(command)
+app.add_typer(testbed, name="testbed")
 for command in (scheduler, gateway, agent, engine):
     app.command(rich_help_panel="Roles, one process each (up starts them)")(command)
 

@@ -1,0 +1,1 @@
+"""Hosts, NICs and networks of a cluster on one machine: network namespaces shaped by the kernel."""
