@@ -1,5 +1,6 @@
 """What is compared: checked before anything starts, equal stores, sessions as asked."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,17 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from dualpath.bench.experiment import Experiment, check, check_output, cluster_config, link_store
+from dualpath.bench.base_store import BaseStore, private_place
+from dualpath.bench.experiment import Experiment, check, check_output, cluster_config
 from dualpath.bench.sessions import load_sessions, longest_request, start_times
 from dualpath.cli.main import app
+from dualpath.core.config import Config
 from dualpath.core.config_file import load_config
-from dualpath.core.errors import ConfigError
+from dualpath.core.errors import ConfigError, ServiceError
+from dualpath.core.keys import KEY_BYTES
 from dualpath.core.layout import BlockLayout
 from dualpath.core.model import ModelSpec
+from dualpath.store.open import open_store
 from dualpath.testing.fake_cluster import BYTES
 from dualpath.workload import planned_prompts
 
@@ -62,29 +67,51 @@ def test_flags_of_a_cluster_that_a_replay_chooses_itself_are_absent() -> None:
     assert not any(flag in text for flag in ("--port", "--store ", "--run-dir", "--api-key"))
 
 
-def test_every_policy_gets_a_cluster_of_its_own(tmp_path: Path) -> None:
+def test_every_policy_gets_a_cluster_of_its_own() -> None:
     config = load_config(None, {
         "storage": {"snic": "20MB/s", "cnic": "50MB/s"}, "network": {"port": 80, "api_key": "k", "run_dir": "/x"},
     })  # fmt: skip
-    mine = cluster_config(config, "shorter-queue", tmp_path)
-    assert (mine.scheduling.read_policy, mine.storage.path) == ("shorter-queue", str(tmp_path))
+    mine = cluster_config(config, "shorter-queue")
+    assert mine.scheduling.read_policy == "shorter-queue"
     assert (mine.snic_bytes_per_s, mine.cnic_bytes_per_s) == (20_000_000, 50_000_000)
     assert (mine.network.port, mine.network.api_key, mine.network.run_dir) == (0, "", "")
-    free = cluster_config(config, "unthrottled", tmp_path)
+    free = cluster_config(config, "unthrottled")
     assert (free.scheduling.read_policy, free.snic_bytes_per_s, free.cnic_bytes_per_s) == ("split", None, None)
 
 
-def test_a_linked_store_is_equal_and_independent(tmp_path: Path) -> None:
-    base, copy = tmp_path / "base", tmp_path / "copy"
-    (base / "ns" / "00").mkdir(parents=True)
-    (base / "ns" / "00" / "block").write_bytes(b"kv")
-    (base / "store.json").write_text("{}")
-    link_store(base, copy)
-    assert (copy / "ns" / "00" / "block").stat().st_ino == (base / "ns" / "00" / "block").stat().st_ino
-    (copy / "ns" / "00" / "block").unlink()
-    (copy / "ns" / "00" / "new").touch()
-    assert [path.name for path in (base / "ns" / "00").iterdir()] == ["block"]
-    assert (copy / "store.json").exists()
+def test_a_store_goes_back_to_what_it_was(spec: ModelSpec, tmp_path: Path) -> None:
+    block = memoryview(bytearray(spec.layout.block_bytes))
+    config = private_place(Config(), tmp_path)
+    base = BaseStore(config, spec.layout)
+
+    async def change(*, written: list[bytes], deleted: list[bytes]) -> set[bytes]:
+        store = open_store(config.storage.path, spec.layout)
+        await store.open()
+        for key in written:
+            await store.write(key, block)
+        for key in deleted:
+            await store.delete(key)
+        return {key async for key in store.keys()}  # noqa: SIM118
+
+    first, second, third = (bytes([i]) * KEY_BYTES for i in range(3))
+    asyncio.run(change(written=[first, second], deleted=[]))
+    base.remember()
+    asyncio.run(change(written=[third], deleted=[]))
+    base.restore()
+    assert asyncio.run(change(written=[], deleted=[second])) == {first}
+    with pytest.raises(ServiceError, match="lost 1 blocks"):
+        base.restore()
+    base.remove()
+    assert not Path(config.storage.path).exists()
+
+
+def test_a_replay_takes_a_place_of_its_own_in_every_hosts_store(tmp_path: Path) -> None:
+    config = load_config(None, {"storage": {"path": "s3://bucket/kv/"}, "hosts": {"p0": {"store": "/mnt/kv"}}})
+    mine = private_place(config, tmp_path)
+    name = mine.storage.path.removeprefix("s3://bucket/kv/")
+    assert name.startswith("replay-")
+    assert (mine.store_of("p0"), mine.store_of("d0")) == (f"/mnt/kv/{name}", mine.storage.path)
+    assert private_place(config, tmp_path).storage.path != mine.storage.path
 
 
 def test_the_output_folder_is_made(tmp_path: Path) -> None:
@@ -127,4 +154,4 @@ def test_starts() -> None:
     assert start_times(experiment(agents=3)) == [0.0, 0.0, 0.0]
     online = start_times(experiment(agents=3, aps=2.0))
     assert 0 < online[0] < online[1] < online[2]
-    check(experiment(aps=2.0))
+    check(experiment(aps=2.0), Config())

@@ -52,7 +52,7 @@ ONE_TURN = Replayed(2.0, [2.0], [turn(0, 0, [1, 2])], [])
 
 def run_of(policy: str, jct_s: float, pair: int = 0, **fields: Any) -> Run:
     replayed = msgspec.structs.replace(ONE_TURN, jct_s=jct_s, **fields)
-    cost = Cost(spent(node("p0", 600), node("d0", 200)), {"engine": 1.0}, [])
+    cost = Cost(spent(node("p0", 600), node("d0", 200)), {"engine": 1.0}, [], {})
     return summarise(policy, pair, "1P1D", replayed, ONE_TURN, cost, rate_bytes_per_s=400, block_tokens=64)
 
 
@@ -60,7 +60,9 @@ def test_a_run_has_every_figure_that_was_promised() -> None:
     replayed = Replayed(
         4.0, [4.0, 2.0], [turn(0, 0, [1, 2], ttft_s=1.0), turn(1, 0, [3, 4], ttft_s=3.0, ttst_s=None)], ["agent 1: x"]
     )
-    cost = Cost(spent(node("p0", 600, busy_s=3, retained=7), node("d0", 200, busy_s=1)), {"engine": 1.0}, ["gateway"])
+    cost = Cost(
+        spent(node("p0", 600, busy_s=3, retained=7), node("d0", 200, busy_s=1)), {"engine": 1.0}, ["gateway"], {}
+    )
     run = summarise("split", 0, "1P1D", replayed, replayed, cost, rate_bytes_per_s=400, block_tokens=64)
     shown = msgspec.to_builtins(run)
     assert set(NAMED_KEYS) <= set(shown)
@@ -75,7 +77,7 @@ def test_a_run_has_every_figure_that_was_promised() -> None:
 
 def test_a_run_without_a_single_turn_is_still_a_result() -> None:
     nothing = Replayed(0.0, [], [], ["agent 0: lost"])
-    cost = Cost(spent(node("p0", 0), node("d0", 0), any_read_s=0), {}, [])
+    cost = Cost(spent(node("p0", 0), node("d0", 0), any_read_s=0), {}, [], {})
     run = summarise("split", 0, "1P1D", nothing, nothing, cost, rate_bytes_per_s=400, block_tokens=64)
     assert [run.ttft_p50_s, run.hit_rate, run.snic_utilisation, run.snic_max_over_avg] == [None] * 4
 

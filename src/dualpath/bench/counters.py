@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import msgspec
 
+from dualpath.bench.wire import wire_between, wire_bytes
 from dualpath.core.errors import ServiceError
 from dualpath.core.ids import NodeId
 from dualpath.core.report import ClusterReport, NodeStats, Role
@@ -48,6 +49,7 @@ class Cost(msgspec.Struct, frozen=True):
     spent: Spent
     cpu_s: dict[str, float]  # by kind of process
     restarted: list[str]  # roles
+    wire_bytes: dict[str, int]  # by node and direction; empty where no counters are known
 
 
 class Meter:
@@ -58,13 +60,15 @@ class Meter:
         self._report = self._settled()
         self._pids = cluster.pids()
         self._cpu_s = cpu_seconds(self._pids)
+        self._wire = wire_bytes(cluster.config)
 
     def stop(self) -> Cost:
         """The cost since the start; call it at once when the run has ended."""
         pids = self._cluster.pids()
         restarted = [role for role, pid in self._pids.items() if pids.get(role) != pid]
         cpu_s = {kind: now_s - self._cpu_s.get(kind, 0.0) for kind, now_s in cpu_seconds(pids).items()}
-        return Cost(spent_between(self._report, self._settled()), cpu_s, restarted)
+        spent = spent_between(self._report, self._settled())
+        return Cost(spent, cpu_s, restarted, wire_between(self._wire, wire_bytes(self._cluster.config)))
 
     def _settled(self) -> ClusterReport:
         return settled_report(self._cluster.url, self._cluster.config.limits.heartbeat_s)

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dualpath.bench.experiment import UNTHROTTLED
-from dualpath.bench.results import Run, median_of
+from dualpath.bench.results import Run, median_of, wire_over_read
 from dualpath.core.units import format_bytes
 
 CLOSE_LOGITS = 1e-3  # two logits this close may change places by rounding
@@ -38,6 +38,8 @@ _ROWS: list[tuple[str, str | Callable[[float], str], Figure]] = [
     ("hit rate, blocks", "{:.4f}", lambda run: run.hit_rate_blocks),
     ("SNIC utilisation", "{:.3f}", lambda run: run.snic_utilisation),
     ("SNIC max/avg", "{:.3f}", lambda run: run.snic_max_over_avg),
+    ("CNIC, busiest way", "{:.3f}", lambda run: run.cnic_peak),
+    ("SNIC wire / read", "{:.3f}", wire_over_read),
     ("read, prefill side", format_bytes, lambda run: run.bytes_read.prefill),
     ("read, decode side", format_bytes, lambda run: run.bytes_read.decode),
     ("retained", format_bytes, lambda run: run.bytes_retained),

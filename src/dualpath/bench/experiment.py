@@ -1,6 +1,5 @@
 """What a replay compares, checked before anything starts, and the cluster that each policy gets."""
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -31,13 +30,15 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True):
     pairs: int = 1  # times that the list of policies is run, interleaved
 
 
-def check(experiment: Experiment) -> None:
+def check(experiment: Experiment, config: Config) -> None:
     """ConfigError when the experiment cannot be run."""
     _check_workload(experiment.workload)
     known = [*READ_POLICIES, UNTHROTTLED]
     for policy in experiment.policies:
         if policy not in known:
             raise ConfigError(f"no read policy {policy!r}; there are {', '.join(known)}")
+    if UNTHROTTLED in experiment.policies and config.storage.pacing == "network":
+        raise ConfigError(f"{UNTHROTTLED} cannot run here: the network holds the NICs to their rates; leave it out")
     if not experiment.policies or len(set(experiment.policies)) < len(experiment.policies):
         raise ConfigError("--read-policy takes a list of different policies; --pairs runs the list several times")
     if experiment.aps is not None and experiment.aps <= 0:
@@ -61,24 +62,13 @@ def check_output(file: Path) -> None:
         raise ConfigError(f"cannot write --json {file}: {error.strerror}") from None
 
 
-def cluster_config(config: Config, policy: str, store: Path) -> Config:
-    """A cluster of its own for one policy: any free port, private run folder, the given store."""
+def cluster_config(config: Config, policy: str) -> Config:
+    """A cluster of its own for one policy, on any free port, with a private run folder."""
     unthrottled = policy == UNTHROTTLED
-    storage = replace(config.storage, path=str(store))
-    if unthrottled:
-        storage = replace(storage, snic="none", cnic="none")
+    storage = replace(config.storage, snic="none", cnic="none") if unthrottled else config.storage
     return replace(
         config,
         storage=storage,
         scheduling=replace(config.scheduling, read_policy="split" if unthrottled else policy),
-        network=replace(config.network, host="127.0.0.1", port=0, api_key="", run_dir="", scheduler=""),
+        network=replace(config.network, host="127.0.0.1", port=0, api_key="", run_dir=""),
     )
-
-
-def link_store(base: Path, copy: Path) -> None:
-    """A copy of a store that shares its blocks: objects are never changed in place, so hard links do."""
-    for folder, _, files in os.walk(base):
-        target = copy / Path(folder).relative_to(base)
-        target.mkdir(parents=True)
-        for name in files:
-            os.link(Path(folder) / name, target / name)

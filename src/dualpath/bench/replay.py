@@ -1,7 +1,6 @@
 """The experiment: the same agents against a fresh cluster for each read policy, from equal stores."""
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,15 @@ import msgspec
 
 from dualpath import __version__
 from dualpath.bench.agents import Replayed, run_agents
+from dualpath.bench.base_store import BaseStore, private_place
 from dualpath.bench.counters import Cost, Meter
 from dualpath.bench.display import Display, Line
-from dualpath.bench.experiment import Experiment, check, cluster_config, link_store
+from dualpath.bench.experiment import Experiment, check, cluster_config
 from dualpath.bench.results import Run, speedups, summarise
 from dualpath.bench.sessions import load_sessions, start_times
-from dualpath.bench.warm import check_capacity, make_warm_store, target_of
+from dualpath.bench.warm import check_capacity, fill_store, target_of
 from dualpath.core.config import Config
+from dualpath.core.layout import BlockLayout
 from dualpath.core.served import served_spec
 from dualpath.launch.folders import settle_folders
 from dualpath.launch.local import LocalCluster
@@ -37,13 +38,13 @@ class Result(msgspec.Struct, kw_only=True):
 
 def replay(config: Config, experiment: Experiment) -> Result:
     """Run the experiment; ConfigError before any cluster starts when it cannot be run."""
-    check(experiment)
+    check(experiment, config)
     with tempfile.TemporaryDirectory(prefix="dualpath-replay-") as folder:
-        config = settle_folders(cluster_config(config, config.scheduling.read_policy, Path(folder) / "base"))
+        config = settle_folders(private_place(cluster_config(config, config.scheduling.read_policy), Path(folder)))
         spec = served_spec(config)
         sessions = load_sessions(experiment, spec)
         with Display() as display:
-            runs = _Replay(config, experiment, sessions, Path(folder), display).run(spec.layout.block_tokens)
+            runs = _Replay(config, experiment, sessions, spec.layout, display).run()
     return Result(
         runs=runs,
         speedup=speedups(runs),
@@ -57,52 +58,58 @@ def replay(config: Config, experiment: Experiment) -> Result:
 
 class _Replay:
     def __init__(
-        self, config: Config, experiment: Experiment, sessions: list[Session], folder: Path, display: Display
+        self, config: Config, experiment: Experiment, sessions: list[Session], layout: BlockLayout, display: Display
     ) -> None:
         self._config = config
         self._experiment = experiment
         self._sessions = sessions
         self._turns = sum(len(session.turns) for session in sessions)
-        self._base = folder / "base"
-        self._copy = folder / "run"
+        self._block_tokens = layout.block_tokens
+        self._store = BaseStore(config, layout)
         self._display = display
 
-    def run(self, block_tokens: int) -> list[Run]:
+    def run(self) -> list[Run]:
         """All pairs of all policies, in order."""
-        self._base.mkdir()
+        try:
+            self._fill()
+            return self._compare()
+        finally:
+            self._store.remove()
+
+    def _fill(self) -> None:
         if self._experiment.warm:
             line = self._display.line("first contexts", 0)
             line.begin()
-            make_warm_store(self._config, self._sessions, self._base)
+            fill_store(self._config, self._sessions)
             line.end()
+        self._store.remember()
+
+    def _compare(self) -> list[Run]:
         runs: list[Run] = []
         first: Replayed | None = None
         for pair in range(self._experiment.pairs):
             for policy in self._experiment.policies:
-                config = cluster_config(self._config, policy, self._copy)
-                line = self._display.line(policy, self._turns)
-                replayed, cost = self._measure(config, line)
+                config = cluster_config(self._config, policy)
+                replayed, cost = self._measure(config, self._display.line(policy, self._turns))
                 first = first or replayed
                 runs.append(summarise(
-                    policy, pair, config.cluster.topology, replayed, first, cost,
-                    rate_bytes_per_s=config.snic_bytes_per_s, block_tokens=block_tokens,
+                    policy, pair, config.cluster.topology, replayed, first, cost, block_tokens=self._block_tokens,
+                    rate_bytes_per_s=config.snic_bytes_per_s, cnic_bytes_per_s=config.cnic_bytes_per_s,
                 ))  # fmt: skip
         return runs
 
     def _measure(self, config: Config, line: Line) -> tuple[Replayed, Cost]:
         """One run in a cluster of its own: what the agents saw, and what it cost."""
-        link_store(self._base, self._copy)
-        try:
-            with LocalCluster(config) as cluster:
-                meter = Meter(cluster)
-                check_capacity(cluster, self._sessions)
-                line.begin()
-                replayed = run_agents(
-                    target_of(cluster), self._sessions, start_times(self._experiment),
-                    think=self._experiment.think or self._experiment.aps is not None,
-                    on_turn=line.advance, check=cluster.check,
-                )  # fmt: skip
-                line.end()
-                return replayed, meter.stop()
-        finally:
-            shutil.rmtree(self._copy, ignore_errors=True)
+        with LocalCluster(config) as cluster:
+            meter = Meter(cluster)
+            check_capacity(cluster, self._sessions)
+            line.begin()
+            replayed = run_agents(
+                target_of(cluster), self._sessions, start_times(self._experiment),
+                think=self._experiment.think or self._experiment.aps is not None,
+                on_turn=line.advance, check=cluster.check,
+            )  # fmt: skip
+            line.end()
+            cost = meter.stop()
+        self._store.restore()
+        return replayed, cost

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from dualpath.bench.agents import Replayed, TurnRecord
 from dualpath.bench.counters import Cost, Spent
+from dualpath.bench.wire import of_direction
 from dualpath.core.keys import pack_tokens
 from dualpath.core.report import Role
 from dualpath.core.units import NS_PER_S
@@ -53,10 +54,11 @@ class Run(msgspec.Struct, kw_only=True):
     hit_rate_blocks: float | None
     snic_utilisation: float | None
     snic_max_over_avg: float | None
+    cnic_peak: float | None
     snic_busy: dict[str, float]  # share of the JCT in which the node had a read that waited or ran
     bytes_read: BytesRead
     bytes_retained: int
-    wire_bytes: dict[str, int] | None
+    wire_bytes: dict[str, int] | None  # by node and direction, as the kernel counts; None without counters
     writes_skipped: int
     restarted: list[str]  # roles that died during the run, which therefore does not count
     decisions: dict[str, int]
@@ -70,7 +72,7 @@ class Run(msgspec.Struct, kw_only=True):
 
 def summarise(
     policy: str, pair: int, topology: str, replayed: Replayed, first: Replayed, cost: Cost,
-    *, rate_bytes_per_s: int | None, block_tokens: int,
+    *, rate_bytes_per_s: int | None, block_tokens: int, cnic_bytes_per_s: int | None = None,
 ) -> Run:  # fmt: skip
     """The figures of a run; `first` is the run that its tokens are compared with."""
     spent = cost.spent
@@ -88,11 +90,13 @@ def summarise(
         hit_rate_blocks=_ratio(
             sum(t.cached_tokens // block_tokens for t in turns), sum(t.prompt_tokens // block_tokens for t in turns)
         ),
-        snic_utilisation=snic_utilisation(spent, rate_bytes_per_s),
+        snic_utilisation=snic_utilisation(spent, rate_bytes_per_s, of_direction(cost.wire_bytes, "snic_in")),
         snic_max_over_avg=snic_max_over_avg(spent, prefill_only=policy == "prefill-only"),
+        cnic_peak=cnic_peak(cost.wire_bytes, cnic_bytes_per_s, jct_s),
         snic_busy={n.node: _ratio(n.read_busy_ns, jct_s * NS_PER_S) or 0.0 for n in spent.nodes},
         bytes_read=BytesRead(spent.read_bytes(Role.PREFILL), spent.read_bytes(Role.DECODE)),
-        bytes_retained=sum(node.retained_bytes for node in spent.nodes), wire_bytes=None,
+        bytes_retained=sum(node.retained_bytes for node in spent.nodes),
+        wire_bytes=cost.wire_bytes or None,
         writes_skipped=sum(node.writes_skipped for node in spent.nodes),
         restarted=cost.restarted, decisions=spent.decisions, recomputes=spent.recomputes, cpu_s=cost.cpu_s,
         tokens_sha256=tokens_sha256(turns), divergences=divergences(first.turns, turns),
@@ -100,12 +104,30 @@ def summarise(
     )  # fmt: skip
 
 
-def snic_utilisation(spent: Spent, rate_bytes_per_s: int | None) -> float | None:
-    """Bytes read by all nodes / (nodes * rate * time in which any read waited or ran)."""
+def snic_utilisation(spent: Spent, rate_bytes_per_s: int | None, wire_in: Sequence[int] = ()) -> float | None:
+    """Bytes in through all SNICs / (nodes * rate * time in which any read waited or ran).
+
+    As the kernel counted them on the wire, or else the payload that nodes read.
+    """
     if rate_bytes_per_s is None:
         return None
     possible = len(spent.nodes) * rate_bytes_per_s * spent.any_read_ns / NS_PER_S
-    return _ratio(sum(node.read_bytes for node in spent.nodes), possible)
+    return _ratio(sum(wire_in or (node.read_bytes for node in spent.nodes)), possible)
+
+
+def cnic_peak(wire: Mapping[str, int], rate_bytes_per_s: int | None, jct_s: float) -> float | None:
+    """Share of its rate that the busiest direction of a compute NIC used over the run."""
+    moved = [*of_direction(wire, "cnic_in"), *of_direction(wire, "cnic_out")]
+    if rate_bytes_per_s is None or not moved:
+        return None
+    return _ratio(max(moved), rate_bytes_per_s * jct_s)
+
+
+def wire_over_read(run: Run) -> float | None:
+    """Bytes in through all SNICs / payload that the plans named: what protocols add, and reads that were in vain."""
+    if run.wire_bytes is None:
+        return None
+    return _ratio(sum(of_direction(run.wire_bytes, "snic_in")), run.bytes_read.prefill + run.bytes_read.decode)
 
 
 def snic_max_over_avg(spent: Spent, *, prefill_only: bool) -> float | None:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 
 import httpx
 
@@ -18,13 +17,13 @@ from dualpath.workload import History, Session
 AT_ONCE = 4
 
 
-def make_warm_store(config: Config, sessions: Sequence[Session], store: Path) -> None:
-    """Compute all first prompts in an unthrottled cluster and wait until their blocks are durable.
+def fill_store(config: Config, sessions: Sequence[Session]) -> None:
+    """Compute all first prompts in a cluster without software throttles and wait until their blocks are durable.
 
     A block that finds the write-back queue full is not written. So there is a second pass, one prompt after the
     other, if any was skipped; ServiceError if that does not help.
     """
-    with LocalCluster(cluster_config(config, UNTHROTTLED, store)) as cluster:
+    with LocalCluster(cluster_config(config, UNTHROTTLED)) as cluster:
         target = target_of(cluster)
         heartbeat_s = cluster.config.limits.heartbeat_s
         settled_report(cluster.url, heartbeat_s)  # by then the gateway knows what the nodes that joined can hold

@@ -1,0 +1,51 @@
+"""What crossed the nodes' NICs, as the kernel counts it: classes of the queueing discipline, with segment headers."""
+
+import subprocess
+from collections.abc import Mapping
+
+import msgspec
+
+from dualpath.core.config import Config, Port
+from dualpath.core.errors import ServiceError
+
+DIRECTIONS = ("snic_in", "snic_out", "cnic_in", "cnic_out")
+TC_DEADLINE_S = 10.0
+
+
+def wire_bytes(config: Config) -> dict[str, int]:
+    """Bytes so far by node and direction ("p0 snic_in"), of all ports that the config names."""
+    return {
+        f"{node} {direction}": port_bytes(port)
+        for node in config.nodes
+        for direction in DIRECTIONS
+        if (port := getattr(config.host_of(node), direction)) is not None
+    }
+
+
+def port_bytes(port: Port) -> int:
+    """What left through a device so far. ServiceError when it has no classes to count."""
+    command = [*port.launch, "tc", "-json", "-s", "class", "show", "dev", port.device]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=TC_DEADLINE_S, check=True)
+        return root_class_bytes(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError, msgspec.DecodeError) as error:
+        raise ServiceError(f"cannot read the counters of {port.device} ({' '.join(command)}): {error}") from None
+
+
+def root_class_bytes(shown: bytes) -> int:
+    """Bytes of the class under which all others are, from tc's JSON; ValueError when there is none."""
+    classes = msgspec.json.decode(shown)
+    counted = [entry["stats"]["bytes"] for entry in classes if entry.get("root")]
+    if len(counted) != 1:
+        raise ValueError("the device has no class hierarchy with one root")
+    return int(counted[0])
+
+
+def wire_between(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:
+    """What a run moved."""
+    return {port: after[port] - before[port] for port in before}
+
+
+def of_direction(wire: Mapping[str, int], direction: str) -> list[int]:
+    """One direction's bytes, by node."""
+    return [count for port, count in wire.items() if port.endswith(f" {direction}")]
