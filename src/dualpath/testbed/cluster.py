@@ -32,10 +32,10 @@ def _host(state: State, node: str) -> Host:
         launch=layout.inside(node),
         address=layout.compute_address(node),
         store=_store(state, node),
-        snic_in=_port(layout, STORAGE, node),
-        snic_out=_port(layout, node, "snic"),
-        cnic_in=_port(layout, SWITCH, f"c-{node}"),
-        cnic_out=_port(layout, node, "cnic"),
+        snic_in=_port(layout, STORAGE, node, layout.snic_bytes_per_s),
+        snic_out=_port(layout, node, "snic", layout.snic_bytes_per_s),
+        cnic_in=_port(layout, SWITCH, f"c-{node}", layout.cnic_bytes_per_s),
+        cnic_out=_port(layout, node, "cnic", layout.cnic_bytes_per_s),
     )
 
 
@@ -43,8 +43,9 @@ def _store(state: State, host: str) -> str:
     return str(folder_of(state.layout.name) / f"mnt-{host}") if state.storage == "mount" else ""
 
 
-def _port(layout: Layout, host: str, device: str) -> Port:
-    return Port(device, layout.inside(host))
+def _port(layout: Layout, host: str, device: str, rate: int | None) -> Port | None:
+    """Only a shaped device has classes that count."""
+    return None if rate is None else Port(device, layout.inside(host))
 
 
 def _rate(bytes_per_s: int | None) -> str:

@@ -30,7 +30,6 @@ class State(msgspec.Struct):
     temporary: bool  # gone with the command that made it
     environment: dict[str, str]  # credentials of the S3 service
     daemons: dict[str, Daemon] = {}
-    mounts: list[str] = []
 
 
 def folder_of(name: str) -> Path:
