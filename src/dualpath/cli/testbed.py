@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from dualpath.core.config import CONTROL
+from dualpath.core.errors import ConfigError
 from dualpath.core.units import parse_rate
 from dualpath.testbed.layout import Layout
 
@@ -71,6 +72,26 @@ def down(name: Name = "main") -> None:
     with lock(name):
         removed = take_down(name)
     print(f"testbed {name} is gone" if removed else f"there is no testbed {name}")
+
+
+@app.command()
+def cut(
+    node: Annotated[str, typer.Argument(help="p0, d0, ...")],
+    nic: Annotated[str, typer.Argument(help="snic or cnic.")],
+    name: Name = "main",
+    seconds: Annotated[float, typer.Option(help="How long.", min=0.0, max=600.0)] = 5.0,
+) -> None:
+    """Pull the cable of a node's NIC for some seconds, then plug it in again."""
+    from dualpath.testbed import faults
+    from dualpath.testbed.network import check_privileges
+    from dualpath.testbed.state import load
+
+    check_privileges()
+    state = load(name)
+    if state is None:
+        raise ConfigError(f"there is no testbed {name}; make one with: dualpath testbed up --name {name}")
+    faults.cut(state.layout, node, nic, seconds)
+    print(f"{node} {nic} was down for {seconds:g} s")
 
 
 def _layout(name: str, topology: str, snic: str, cnic: str, lanes: bool) -> Layout:
