@@ -14,7 +14,7 @@ MTU = 1500
 ROOT = "1:1"
 CLASS_IDS = {Traffic.MODEL: "1:10", Traffic.LAYERS: "1:20", Traffic.BLOCKS: "1:30"}
 UNMARKED = Traffic.BLOCKS  # what nobody marked goes with the least urgent class
-KV_SHARE = 0.02  # of the rate guaranteed to KV traffic, one half to each of its classes
+KV_SHARE = 0.01  # of the rate guaranteed to KV traffic, one half to each of its classes (paper: about 99% to models)
 LEAST_RATE = 1_000_000  # below it a single packet holds the line for more than 10 ms
 BURST_S = 0.001  # what a wake-up of the kernel's timer that comes late may make up for
 LEAF_PACKETS = 1000
@@ -55,6 +55,7 @@ def htb_commands(
     classes = lane_classes(rate_bits_per_s, lanes=lanes, kv_share=kv_share)
     default = CLASS_IDS[UNMARKED].partition(":")[2]
     commands = [
+        ["tc", "qdisc", "replace", "dev", device, "root", "pfifo"],  # an HTB tree cannot be changed: it goes as a whole
         ["tc", "qdisc", "replace", "dev", device, "root", "handle", "1:", "htb", "default", default],
         _class(device, "1:", ROOT, rate_bits_per_s, rate_bits_per_s, []),
     ]
