@@ -81,7 +81,7 @@ class ScriptedScheduler:
 async def connected(folder: Path) -> AsyncIterator[tuple[ZmqSchedulerClient, ScriptedScheduler]]:
     endpoint = f"ipc://{folder}/s.sock"
     scheduler = ScriptedScheduler(endpoint)
-    client = await ZmqSchedulerClient.connect(endpoint, folder, 5)
+    client = await ZmqSchedulerClient.connect(endpoint, f"ipc://{folder}/gateway-tokens.sock", 5)
     scheduler.push.connect(f"ipc://{folder}/gateway-tokens.sock")
     try:
         yield client, scheduler
@@ -223,7 +223,7 @@ def test_garbage_does_not_end_the_client_and_closing_ends_requests(tmp_path: Pat
 def test_without_a_scheduler_connecting_fails_in_time(tmp_path: Path) -> None:
     async def test() -> None:
         with pytest.raises(ServiceError, match="no scheduler answers"):
-            await ZmqSchedulerClient.connect(f"ipc://{tmp_path}/none.sock", tmp_path, 0.2)
+            await ZmqSchedulerClient.connect(f"ipc://{tmp_path}/none.sock", f"ipc://{tmp_path}/t.sock", 0.2)
 
     run(test)
 

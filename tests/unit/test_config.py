@@ -67,11 +67,17 @@ def test_file_then_overrides(tmp_path: Path) -> None:
         ("[storage]\npath = 'memory:'", r"storage\.path memory: .* name a folder"),
         ("[scheduling]\nread_policy = 'fast'", r"scheduling\.read_policy: .*'fast'; write prefill-only or .* split"),
         ("[scheduling]\nprefill_policy = 'fast'", r"write least-tokens-short-queue or round-robin"),
-        ("[network]\nscheduler = 'tcp://127.0.0.1:99999'", r"network\.scheduler .* is not local"),
+        ("[network]\nscheduler = 'tcp://127.0.0.1:99999'", r"network\.scheduler .* write ipc:///path or tcp://ADDRESS"),
+        ("[network]\nscheduler = 'tcp://0.0.0.0:7000'", r"network\.scheduler .* with an IP address"),
+        ("[network]\nscheduler = 'tcp://node7:7000'", r"network\.scheduler .* with an IP address"),
+        ("[network]\nscheduler = 'tcp://127.0.0.1:*'", r"network\.scheduler .* is no endpoint"),
+        ("[hosts.p1]", r"hosts\.p1 is no node of 1P1D, nor control"),
+        ("[hosts.p0]\naddress = '0.0.0.0'", r"hosts\.p0\.address .* write 10\.0\.0\.7"),
+        ("[hosts.p0]\naddress = 'node7'", r"hosts\.p0\.address .* write 10\.0\.0\.7"),
         ("[storage]\nwrite_share = 1.5", r"storage\.write_share: expected float <= 0\.9"),
         ("[cluster]\ntopology = '0P1D'", "write for example 1P1D"),
         ("[network]\nhost = '0.0.0.0'", r"set network\.api_key, or use 127\.0\.0\.1"),
-        ("[network]\nscheduler = 'tcp://10.0.0.1:5'", r"network\.scheduler .* is not local"),
+        ("[network]\nscheduler = 'tcp://10.0.0.1:5'", r"set network\.key_file, or use tcp://127\.0\.0\.1:PORT"),
         ("[limits]\nlease_s = 0.6", r"limits\.lease_s must be at least twice limits\.heartbeat_s"),
         ("[cluster", "not valid TOML"),
     ],
@@ -98,6 +104,34 @@ def test_missing_file_and_long_run_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("endpoint", ["ipc:///run/s.sock", "tcp://127.0.0.1:7000", "tcp://[::1]:7000"])
 def test_local_endpoints_are_taken(endpoint: str) -> None:
     assert load_config(None, {"network": {"scheduler": endpoint}}).scheduler_endpoint == endpoint
+
+
+THREE_HOSTS = {
+    "network": {"scheduler": "tcp://10.0.0.1:7000", "key_file": "/etc/dualpath.key"},
+    "hosts": {"control": {"address": "10.0.0.1"}, "p0": {"address": "10.0.0.2"}, "d0": {"address": "fd00::3"}},
+}
+
+
+def test_a_cluster_of_several_hosts_is_taken() -> None:
+    assert load_config(None, THREE_HOSTS).host_of("d0").address == "fd00::3"
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("network", {"key_file": ""}, r"set network\.key_file"),
+        ("network", {"scheduler": ""}, r"hosts\.control is .* set network\.scheduler to tcp://ADDRESS:PORT"),
+        ("network", {"scheduler": "tcp://127.0.0.1:7000"}, r"set network\.scheduler to tcp://ADDRESS:PORT"),
+        ("storage", {"transport": "shm"}, r"storage\.transport shm .* set auto, tcp or nixl"),
+        ("hosts", {"p0": {}}, r"cannot reach p0 on loopback: set hosts\.p0\.address"),
+        ("hosts", {"control": {}}, r"cannot reach control on loopback: set hosts\.control\.address"),
+        ("cluster", {"topology": "1P2D"}, r"cannot reach d1 on loopback: set hosts\.d1\.address"),
+    ],
+)
+def test_what_several_hosts_lack_is_named(section: str, change: dict[str, Any], message: str) -> None:
+    values = {**THREE_HOSTS, section: {**THREE_HOSTS.get(section, {}), **change}}
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, values)
 
 
 @pytest.mark.parametrize(("text", "counts"), [("1P1D", (1, 1)), ("2p4d", (2, 4)), (" 48P96D ", (48, 96))])

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from dualpath.core.address import is_address, is_loopback, tcp_host
 from dualpath.core.config import CONTROL, Config, parse_topology
 from dualpath.core.errors import ConfigError
 
-LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
 RUN_DIR_BYTES = 70  # a unix socket's path may have 107; the longest name in run_dir needs the rest
 
 
@@ -43,19 +42,14 @@ def save_config(config: Config, file: Path) -> None:
 def check_config(config: Config) -> None:
     """What no single value's type can say; ConfigError with the mend."""
     parse_topology(config.cluster.topology)
-    for host in config.hosts:
-        if host not in (CONTROL, *config.nodes):
-            raise ConfigError(f"hosts.{host} is no node of {config.cluster.topology}, nor {CONTROL}")
     _check_storage(config)
     network = config.network
-    if network.host not in LOOPBACK_HOSTS and not network.api_key:
+    if not is_loopback(network.host) and not network.api_key:
         raise ConfigError(
             f"network.host {network.host} is reachable from outside: set network.api_key, or use 127.0.0.1"
         )
-    if network.scheduler and not _is_local_endpoint(network.scheduler):
-        raise ConfigError(
-            f"network.scheduler {network.scheduler!r} is not local; write ipc:///path or tcp://127.0.0.1:PORT"
-        )
+    _check_scheduler(config)
+    _check_hosts(config)
     if len(network.run_dir.encode()) > RUN_DIR_BYTES:
         raise ConfigError(f"network.run_dir {network.run_dir} is too long for unix sockets; choose a shorter path")
     if config.limits.lease_s < 2 * config.limits.heartbeat_s:
@@ -74,9 +68,46 @@ def _check_storage(config: Config) -> None:
         raise ConfigError("storage.path memory: lives in one process, and a cluster is several; name a folder")
 
 
-def _is_local_endpoint(endpoint: str) -> bool:
-    tcp = re.fullmatch(r"tcp://\[?([^\]]+)\]?:([0-9]+)", endpoint)
-    return endpoint.startswith("ipc://") or bool(tcp and tcp[1] in LOOPBACK_HOSTS and 0 < int(tcp[2]) < 2**16)
+def _check_scheduler(config: Config) -> None:
+    """Unix socket, loopback, or one machine's address with a key."""
+    endpoint = config.network.scheduler
+    if not endpoint or endpoint.startswith("ipc://"):
+        return
+    host = tcp_host(endpoint)
+    if host is None or endpoint.endswith("*") or not (is_loopback(host) or is_address(host)):
+        raise ConfigError(
+            f"network.scheduler {endpoint!r} is no endpoint; write ipc:///path or tcp://ADDRESS:PORT with an IP address"
+        )
+    if not is_loopback(host) and not config.network.key_file:
+        raise ConfigError(
+            f"network.scheduler {endpoint} is reachable from other machines: set network.key_file, "
+            "or use tcp://127.0.0.1:PORT"
+        )
+
+
+def _check_hosts(config: Config) -> None:
+    """Several hosts need addresses that all can reach, the cluster's secret, and no memory shared between them."""
+    for name, host in config.hosts.items():
+        if name not in (CONTROL, *config.nodes):
+            raise ConfigError(f"hosts.{name} is no node of {config.cluster.topology}, nor {CONTROL}")
+        if not (is_loopback(host.address) or is_address(host.address)):
+            raise ConfigError(f"hosts.{name}.address {host.address!r} is no IP address of one machine; write 10.0.0.7")
+    remote = [name for name, host in config.hosts.items() if not is_loopback(host.address)]
+    if remote:
+        _check_remote(config, f"hosts.{remote[0]} is on another network address")
+
+
+def _check_remote(config: Config, why: str) -> None:
+    for name in (CONTROL, *config.nodes):
+        if is_loopback(config.host_of(name).address):
+            raise ConfigError(f"{why}, and cannot reach {name} on loopback: set hosts.{name}.address")
+    if not config.network.key_file:
+        raise ConfigError(f"{why}: set network.key_file, a file with the same secret on all hosts")
+    host = tcp_host(config.network.scheduler)
+    if host is None or is_loopback(host):
+        raise ConfigError(f"{why}: set network.scheduler to tcp://ADDRESS:PORT with an address of {CONTROL}'s host")
+    if config.storage.transport == "shm":
+        raise ConfigError(f"{why}, and storage.transport shm stays within one machine: set auto, tcp or nixl")
 
 
 def _read(file: Path) -> dict[str, Any]:

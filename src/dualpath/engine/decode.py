@@ -45,7 +45,7 @@ class DecodeEngine:
     Its KV memory cannot overflow: the scheduler places a request only where its whole length still fits.
     """
 
-    def __init__(self, client: AgentClient, model: PackedModel) -> None:
+    def __init__(self, client: AgentClient, model: PackedModel, outlet: TokenOutlet) -> None:
         self._client = client
         self._model = model
         self._layout = model.spec.layout
@@ -54,7 +54,7 @@ class DecodeEngine:
         self._arena = torch.frombuffer(client.arena.view, dtype=torch.float32).view(-1, *per_slot)
         self._running: dict[int, _Running] = {}
         self._stops = StopRule(spec)
-        self._outlet = TokenOutlet()
+        self._outlet = outlet
         self._stats = EngineStats(client.engine, Role.DECODE)
         self._reported_s = 0.0
 

@@ -8,9 +8,11 @@ from dualpath.core.config import Config
 from dualpath.core.ids import EngineId, node_of
 from dualpath.core.rate import RateMeter
 from dualpath.core.report import Role
+from dualpath.core.secret import cluster_key
 from dualpath.core.served import served_spec
 from dualpath.engine.decode import DecodeEngine
 from dualpath.engine.model import PackedModel
+from dualpath.engine.outlet import TokenOutlet
 from dualpath.engine.prefill import PrefillEngine
 from dualpath.engine.profile import measure_prefill_rate, profile_attention
 from dualpath.node.client import AgentClient
@@ -22,6 +24,7 @@ log = logging.getLogger("dualpath.engine")
 def run(config: Config, engine: EngineId) -> None:
     """Run one engine until its agent is gone or SIGTERM ends the process (there is nothing to save)."""
     spec = served_spec(config)
+    outlet = TokenOutlet(cluster_key(config.network.key_file))
     threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
     model = PackedModel.load(spec, config.model.device, threads)
     node = node_of(engine)
@@ -32,7 +35,7 @@ def run(config: Config, engine: EngineId) -> None:
         return AgentClient(config.agent_socket(node), hello)
 
     if role is Role.DECODE:
-        DecodeEngine(attach(config.scheduling.kv_tokens, 0.0), model).run()
+        DecodeEngine(attach(config.scheduling.kv_tokens, 0.0), model, outlet).run()
     else:
         window_tokens = config.scheduling.window_tokens
         attention = fit_attention_time(profile_attention(model))
@@ -40,4 +43,4 @@ def run(config: Config, engine: EngineId) -> None:
         rate = RateMeter(measure_prefill_rate(model))
         client = attach(window_tokens, rate.per_s)
         quota_ns = config.scheduling.quota_ms * 1_000_000
-        PrefillEngine(client, model, attention, rate, quota_ns=quota_ns, window_tokens=window_tokens).run()
+        PrefillEngine(client, model, outlet, attention, rate, quota_ns=quota_ns, window_tokens=window_tokens).run()

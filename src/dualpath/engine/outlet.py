@@ -1,31 +1,51 @@
 """Generated tokens on their way to the gateways: straight from the engine, one socket a gateway."""
 
+import logging
+
 import zmq
 
+from dualpath.control.sockets import connect
 from dualpath.core import wire
+from dualpath.core.errors import ConfigError
 from dualpath.core.ids import RequestId
 from dualpath.core.request import Tokens
+
+log = logging.getLogger("dualpath.engine")
+_GATEWAYS = 16  # more than live at once; a restarted gateway has a new endpoint, and the old one's socket must go
 
 
 class TokenOutlet:
     """Sends without waiting; a gateway that is gone loses its tokens, for its clients are gone too."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: bytes | None = None) -> None:
+        """`key`: the cluster's, for gateways on other hosts."""
+        self._key = key
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
-        self._sockets: dict[str, zmq.Socket[bytes]] = {}
+        self._sockets: dict[str, zmq.Socket[bytes]] = {}  # the one used last is last
 
     def send(self, reply_to: str, request: RequestId, index: int, token: int, gap: float) -> None:
         """Token number `index` of a request, and how far its logit lies above the second best."""
-        socket = self._sockets.get(reply_to)
-        if socket is None:
-            socket = self._sockets[reply_to] = self._context.socket(zmq.PUSH)
-            socket.setsockopt(zmq.LINGER, 1000)
-            socket.setsockopt(zmq.SNDHWM, 0)  # a slow gateway delays tokens; dropping one would end its request
-            socket.connect(reply_to)
+        socket = self._sockets.pop(reply_to, None) or self._connect(reply_to)
+        self._sockets[reply_to] = socket
+        if len(self._sockets) > _GATEWAYS:
+            self._sockets.pop(next(iter(self._sockets))).close()
+        if socket.closed:
+            return
         try:
             socket.send(wire.encode(Tokens(request, index, [token], [gap])), zmq.DONTWAIT)
         except zmq.Again:
             return
+
+    def _connect(self, reply_to: str) -> "zmq.Socket[bytes]":
+        """A socket to a gateway; closed if the gateway cannot be reached at all, which must not end the engine."""
+        socket = self._context.socket(zmq.PUSH)
+        try:
+            connect(socket, reply_to, self._key)
+            socket.setsockopt(zmq.LINGER, 1000)
+        except ConfigError as error:
+            log.error("tokens for a gateway are dropped: %s", error)
+            socket.close()
+        return socket
 
     def close(self) -> None:
         """Send what is queued, for a second at most."""

@@ -52,6 +52,7 @@ class PrefillEngine:
         self,
         client: AgentClient,
         model: PackedModel,
+        outlet: TokenOutlet,
         attention: AttentionTime,
         rate: RateMeter,
         *,
@@ -73,7 +74,7 @@ class PrefillEngine:
         self._jobs: dict[int, _Job] = {}
         self._finishes: deque[_Finish] = deque()
         self._stops = StopRule(model.spec)
-        self._outlet = TokenOutlet()
+        self._outlet = outlet
         self._next_layer = 0  # sequence number of the next batch's first layer
         self._stats = EngineStats(client.engine, Role.PREFILL, kv_memory_bytes=client.window.size_bytes)
         self._reported_s = 0.0

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import signal
 import socket
 import threading
@@ -12,9 +11,11 @@ from pathlib import Path
 
 import uvicorn
 
-from dualpath.core.config import Config
+from dualpath.core.address import is_loopback, tcp_endpoint
+from dualpath.core.config import CONTROL, Config
 from dualpath.core.errors import ConfigError
 from dualpath.core.model import ModelSpec
+from dualpath.core.secret import cluster_key
 from dualpath.gateway.app import build_app
 from dualpath.gateway.serve import Limits
 from dualpath.gateway.tokenizer import Tokenizer
@@ -47,14 +48,6 @@ async def run_gateway(
         if on_listening:
             on_listening(listener.getsockname()[1])
         await _serve(_Server(config), listener)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server on `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -108,9 +101,20 @@ def run(config: Config) -> None:
     asyncio.run(_run(config))
 
 
+def tokens_endpoint(config: Config) -> str:
+    """Where engines send tokens: at control's address when they are on other hosts, else a socket in the run folder."""
+    address = config.host_of(CONTROL).address
+    if not is_loopback(address):
+        return tcp_endpoint(address, "*")
+    path = config.run_path / "gateway-tokens.sock"
+    path.unlink(missing_ok=True)
+    return f"ipc://{path}"
+
+
 async def _run(config: Config) -> None:
     deadline_s = config.limits.start_deadline_s
-    client = await ZmqSchedulerClient.connect(config.scheduler_endpoint, config.run_path, deadline_s)
+    key = cluster_key(config.network.key_file)
+    client = await ZmqSchedulerClient.connect(config.scheduler_endpoint, tokens_endpoint(config), deadline_s, key)
     limits = Limits(
         max_concurrent_requests=config.limits.max_concurrent_requests,
         event_timeout_s=config.limits.request_deadline_s,

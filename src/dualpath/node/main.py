@@ -14,6 +14,7 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
+from dualpath.control.sockets import connect, reconnections
 from dualpath.core import wire
 from dualpath.core.config import Config
 from dualpath.core.errors import ConfigError, ProtocolError, StoreError
@@ -58,6 +59,7 @@ async def _until_terminated(work: Coroutine[Any, Any, None]) -> None:
 
 
 async def _run(config: Config, node: NodeId) -> None:
+    key = cluster_key(config.network.key_file)
     spec = served_spec(config)
     role = Role.PREFILL if node in config.prefill_nodes else Role.DECODE
     paced = config.storage.pacing == "software"
@@ -66,9 +68,9 @@ async def _run(config: Config, node: NodeId) -> None:
     nics = NicPair(config.cnic_bytes_per_s if paced else None)
     transport = open_transport(
         config.storage.transport, host=config.host_of(node).address, nics=nics,
-        deadline_s=config.limits.transfer_deadline_s, key=cluster_key(config.network.key_file),
+        deadline_s=config.limits.transfer_deadline_s, key=key,
     )  # fmt: skip
-    link = SchedulerLink(config.scheduler_endpoint)
+    link = SchedulerLink(config.scheduler_endpoint, key)
     async with contextlib.AsyncExitStack() as ends:
         ends.push_async_callback(store.close)
         ends.callback(link.close)
@@ -109,16 +111,16 @@ async def probe_store(store: Store, spec: ModelSpec, node: NodeId, deadline_s: f
 class SchedulerLink:
     """The DEALER socket to the scheduler; survives its restarts."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, key: bytes | None = None) -> None:
+        """`key`: the cluster's, needed on other addresses than loopback."""
+        self._endpoint = endpoint
         self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, b"agent-" + secrets.token_bytes(8))  # the same after a reconnection
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
-        self._socket.connect(endpoint)
+        connect(self._socket, endpoint, key)
         self._decoder = wire.Decoder(wire.ToAgent)
         self._incarnation = ""  # of the scheduler that took us in; empty: none
         self._resetting = False
+        self._stale = False  # the connection was lost, and messages with it: the next acceptance begins a new life
 
     def send(self, message: wire.Message) -> None:
         """Queue a message; dropped while no scheduler has taken us in, for it would know nothing of its subject.
@@ -133,6 +135,14 @@ class SchedulerLink:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._beat(agent, address, heartbeat_s))
             tasks.create_task(self._receive(agent, address))
+            tasks.create_task(self._rejoin(agent, address))
+
+    async def _rejoin(self, agent: Agent, address: str) -> None:
+        """Neither side knows what a lost connection took with it, so we join anew, as after a crash."""
+        async for _ in reconnections(self._socket, self._endpoint):
+            log.warning("the connection to the scheduler was lost; joining again")
+            self._stale = True
+            self.send(agent.hello(address))
 
     async def _beat(self, agent: Agent, address: str, heartbeat_s: float) -> None:
         while True:
@@ -158,8 +168,9 @@ class SchedulerLink:
 
     async def _on_accepted(self, agent: Agent, message: wire.NodeAccepted) -> None:
         """Hellos may be answered more than once, and by a scheduler that has restarted in between."""
-        if message.incarnation == self._incarnation:
+        if message.incarnation == self._incarnation and not self._stale:
             return
+        self._stale = False
         if self._incarnation:
             await self._reset(agent)
         self._incarnation = message.incarnation

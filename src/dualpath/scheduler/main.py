@@ -8,6 +8,7 @@ import signal
 from dualpath.core.config import CONTROL, Config
 from dualpath.core.errors import ConfigError, StoreError, StoreUnavailable
 from dualpath.core.model import ModelSpec
+from dualpath.core.secret import cluster_key
 from dualpath.core.served import served_spec
 from dualpath.scheduler.index import PrefixIndex
 from dualpath.scheduler.server import Scheduler
@@ -31,16 +32,17 @@ async def _run(config: Config) -> None:
     assert task is not None
     for sig in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sig, task.cancel)
+    key = cluster_key(config.network.key_file)
     spec = served_spec(config)
     store = open_store(config.store_of(CONTROL), spec.layout)
     with contextlib.suppress(asyncio.CancelledError):
         try:
-            await _serve(config, spec, store)
+            await _serve(config, spec, store, key)
         finally:
             await store.close()
 
 
-async def _serve(config: Config, spec: ModelSpec, store: Store) -> None:
+async def _serve(config: Config, spec: ModelSpec, store: Store, key: bytes | None) -> None:
     try:
         await store.open()
     except StoreUnavailable as error:
@@ -49,7 +51,7 @@ async def _serve(config: Config, spec: ModelSpec, store: Store) -> None:
     rebuilding = asyncio.create_task(rebuild(index, store))
     try:
         await asyncio.wait({rebuilding}, timeout=INDEX_DEADLINE_S)
-        await Scheduler(config, spec, index).run(config.scheduler_endpoint)
+        await Scheduler(config, spec, index).run(config.scheduler_endpoint, key)
     finally:
         rebuilding.cancel()
         await asyncio.gather(rebuilding, return_exceptions=True)

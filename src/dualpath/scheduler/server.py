@@ -4,6 +4,7 @@ Messages become events, commands become messages; what the machine must not see 
 """
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -12,6 +13,7 @@ from functools import singledispatchmethod
 import zmq
 import zmq.asyncio
 
+from dualpath.control.sockets import Door
 from dualpath.core import wire
 from dualpath.core.config import Config
 from dualpath.core.errors import ProtocolError
@@ -61,17 +63,13 @@ class Scheduler:
         self._sender = b""
         self._gateways: dict[bytes, int] = {}  # when each was last heard
 
-    async def run(self, endpoint: str) -> None:
-        """Serve until cancelled."""
-        context = zmq.asyncio.Context.instance()
-        with context.socket(zmq.ROUTER) as self._socket:
-            self._socket.setsockopt(zmq.LINGER, 0)
-            self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
+    async def run(self, endpoint: str, key: bytes | None = None) -> None:
+        """Serve until cancelled; `key`: the cluster's. ConfigError when the endpoint cannot be used."""
+        with contextlib.closing(Door(zmq.ROUTER, key)) as door:
+            self._socket = door.socket
             self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-            self._socket.setsockopt(zmq.SNDHWM, 0)
-            self._socket.bind(endpoint)
-            log.info("scheduler listens at %s", endpoint)
-            await asyncio.gather(self._receive(), self._tick())
+            log.info("scheduler listens at %s", door.bind(endpoint))
+            await asyncio.gather(door.admit(), self._receive(), self._tick())
 
     async def _receive(self) -> None:
         decoder = wire.Decoder(wire.ToScheduler)

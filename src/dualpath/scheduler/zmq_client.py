@@ -10,12 +10,12 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import zmq
 import zmq.asyncio
 
+from dualpath.control.sockets import Door, connect, reconnections
 from dualpath.core import wire
 from dualpath.core.errors import ProtocolError, RequestError, ServiceError
 from dualpath.core.ids import RequestId
@@ -57,21 +57,17 @@ class _Stream:
 
 
 class ZmqSchedulerClient:
-    """Make it with `connect`; it runs two tasks until closed."""
+    """Make it with `connect`; its tasks run until closed."""
 
-    def __init__(self, endpoint: str, tokens_endpoint: str) -> None:
-        context = zmq.asyncio.Context.instance()
-        self._socket = context.socket(zmq.DEALER)
+    def __init__(self, endpoint: str, tokens_endpoint: str, key: bytes | None = None) -> None:
+        self._endpoint = endpoint
+        self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, b"gateway-" + secrets.token_bytes(8))  # the same after a reconnection
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
-        self._socket.connect(endpoint)
-        self._tokens = context.socket(zmq.PULL)
+        connect(self._socket, endpoint, key)
+        self._door = Door(zmq.PULL, key)
+        self._tokens = self._door.socket
         self._tokens.setsockopt(zmq.RCVHWM, 0)
-        self._tokens.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
-        self._tokens.bind(tokens_endpoint)
-        self._reply_to = self._tokens.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._reply_to = self._door.bind(tokens_endpoint)
         self._decoder = wire.Decoder(wire.ToGateway)
         self._streams: dict[RequestId, _Stream] = {}
         self._reports: list[asyncio.Future[ClusterReport]] = []
@@ -81,20 +77,24 @@ class ZmqSchedulerClient:
         self._heard_s = time.monotonic()
 
     @classmethod
-    async def connect(cls, endpoint: str, run_dir: Path, deadline_s: float) -> "ZmqSchedulerClient":
-        """Connect and wait for the scheduler's welcome; ServiceError when it does not come."""
-        path = run_dir / "gateway-tokens.sock"
-        path.unlink(missing_ok=True)
-        client = cls(endpoint, f"ipc://{path}")
-        client._tasks = [
-            asyncio.create_task(work) for work in (client._beat(), client._receive(), client._receive_tokens())
-        ]
+    async def connect(
+        cls, endpoint: str, tokens_endpoint: str, deadline_s: float, key: bytes | None = None
+    ) -> "ZmqSchedulerClient":
+        """Connect and wait for the scheduler's welcome; ServiceError when it does not come.
+
+        Engines send tokens to `tokens_endpoint`. `key`: the cluster's, needed on other addresses than loopback.
+        """
+        client = cls(endpoint, tokens_endpoint, key)
+        works = (client._beat(), client._receive(), client._receive_tokens(), client._rejoin(), client._door.admit())
+        client._tasks = [asyncio.create_task(work) for work in works]
         try:
             async with asyncio.timeout(deadline_s):
                 await client._welcomed.wait()
         except TimeoutError:
             await client.close()
-            raise ServiceError(f"no scheduler answers at {endpoint}; is it running?") from None
+            raise ServiceError(
+                f"no scheduler answers at {endpoint}; is it running, with the same network.key_file?"
+            ) from None
         return client
 
     @property
@@ -160,7 +160,7 @@ class ZmqSchedulerClient:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._refuse_all("the gateway is ending; try again")
         self._socket.close()
-        self._tokens.close()
+        self._door.close()
 
     def _send(self, message: wire.Message) -> None:
         """Queue a message; without a high-water mark ZeroMQ takes every message at once, in order."""
@@ -203,9 +203,18 @@ class ZmqSchedulerClient:
         self._welcome = message
         self._welcomed.set()
         if restarted:
-            log.warning("the scheduler restarted; submitting %d requests again", len(self._streams))
-            for stream in self._streams.values():
-                self._send(wire.Submit(stream.submission, self._reply_to))
+            self._submit_again("the scheduler restarted")
+
+    async def _rejoin(self) -> None:
+        """A connection that broke may have taken submissions and their ends with it."""
+        async for _ in reconnections(self._socket, self._endpoint):
+            self._submit_again("the connection to the scheduler was lost")
+
+    def _submit_again(self, why: str) -> None:
+        """The scheduler ignores what it has; what it had finished comes again, and is delivered once."""
+        log.warning("%s; submitting %d requests again", why, len(self._streams))
+        for stream in self._streams.values():
+            self._send(wire.Submit(stream.submission, self._reply_to))
 
     async def _receive_tokens(self) -> None:
         decoder = wire.Decoder(Tokens)
