@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from dualpath import __version__
+from dualpath.cli.doctor import doctor
 from dualpath.cli.explain import explain
+from dualpath.cli.qos import qos
 from dualpath.cli.replay import replay
 from dualpath.cli.roles import agent, engine, gateway, scheduler
 from dualpath.cli.testbed import app as testbed
@@ -30,7 +32,7 @@ Examples:
 """
 
 app = typer.Typer(name="dualpath", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-for command in (up, replay, explain):
+for command in (up, replay, explain, qos, doctor):
     app.command()(command)
 app.add_typer(testbed, name="testbed")
 for command in (scheduler, gateway, agent, engine):
