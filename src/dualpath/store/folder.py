@@ -1,23 +1,32 @@
-"""Objects in one namespace of a file system. All methods block; PosixStore calls them in its threads."""
+"""Objects in one namespace of a file system. All methods block; a ThreadedStore calls them."""
 
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from dualpath.core.errors import BlockCorrupt, BlockMissing
-from dualpath.core.keys import KEY_BYTES, BlockKey
+from dualpath.core.keys import BlockKey
+from dualpath.core.layout import BlockLayout
+from dualpath.store import namespace
 from dualpath.store.format import HEADER_BYTES, BlockFormat
-from dualpath.store.namespace import INCOMING
+from dualpath.store.marker import key_of
 from dualpath.store.oserrors import unavailable
 
 
 class BlockFolder:
     """Reads, writes, lists and deletes objects of one layout. StoreUnavailable on any I/O error."""
 
-    def __init__(self, namespace: Path, block_format: BlockFormat, *, sync: bool) -> None:
-        self._namespace = namespace
-        self._format = block_format
+    def __init__(self, root: Path, layout: BlockLayout, *, sync: bool) -> None:
+        self._root = root
+        self._layout = layout
+        self._namespace = namespace.folder_of(root, layout)
+        self._format = BlockFormat(layout)
         self._sync = sync
+
+    def prepare(self) -> None:
+        """Make the folders, check that they are ours and writable, sweep leftovers of crashes."""
+        namespace.prepare(self._root, self._layout)
 
     def path(self, key: BlockKey) -> Path:
         """Where the object of this key lies."""
@@ -47,7 +56,7 @@ class BlockFolder:
         if self.contains(key):
             return
         path = self.path(key)
-        temporary = self._namespace / INCOMING / f"{path.name}.{secrets.token_hex(8)}"
+        temporary = self._namespace / namespace.INCOMING / f"{path.name}.{secrets.token_hex(8)}"
         with unavailable("write", path):
             try:
                 self._write_new(temporary, [memoryview(self._format.header(key, block)), block])
@@ -73,12 +82,17 @@ class BlockFolder:
         with unavailable("delete", path):
             path.unlink(missing_ok=True)
 
-    def keys(self, first_byte: str) -> list[BlockKey]:
-        """Keys in one of the fan-out folders; other files are passed over."""
-        folder = self._namespace / first_byte
-        with unavailable("list", folder):
-            names = os.listdir(folder)
-        return [bytes.fromhex(name) for name in names if _is_key(name) and name.startswith(first_byte)]
+    def batches(self) -> Iterator[list[BlockKey]]:
+        """Keys, one fan-out folder at a time; other files are passed over."""
+        for first_byte in namespace.FAN_OUT:
+            folder = self._namespace / first_byte
+            with unavailable("list", folder):
+                names = os.listdir(folder)
+            yield [key for name in names if (key := key_of(first_byte, name)) is not None]
+
+    def other_layouts(self) -> list[str]:
+        """A line for every other layout that has blocks under this root."""
+        return namespace.other_layouts(self._root, self._layout)
 
     def _write_new(self, path: Path, parts: list[memoryview]) -> None:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -126,7 +140,3 @@ def _discard(temporary: Path) -> None:
         temporary.unlink(missing_ok=True)
     except OSError:
         return  # the write's own error is the one to tell; a later open() sweeps the leftover
-
-
-def _is_key(name: str) -> bool:
-    return len(name) == 2 * KEY_BYTES and set(name) <= set("0123456789abcdef")

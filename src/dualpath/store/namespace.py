@@ -1,4 +1,4 @@
-"""A root folder and the namespaces in it, one a layout. Functions block: PosixStore calls them in threads.
+"""A root folder and the namespaces in it, one a layout. Functions block: BlockFolder calls them.
 
 root/store.json               format version of the root
 root/<layout fingerprint>/    namespace
@@ -9,26 +9,18 @@ root/<layout fingerprint>/    namespace
 
 import errno
 import os
-import re
 import secrets
 from pathlib import Path
 
-import msgspec
-
 from dualpath.core.errors import ConfigError, StoreUnavailable
 from dualpath.core.layout import BlockLayout
-from dualpath.store.format import FORMAT_VERSION
+from dualpath.store import marker
 from dualpath.store.oserrors import explain, unavailable
 
 FAN_OUT = tuple(f"{first:02x}" for first in range(256))
 INCOMING = "incoming"
 LEFTOVER_S = 3600  # a temporary object that nobody touched for so long belongs to a process that died
 _OPERATOR_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR}
-_NAMESPACE = re.compile(r"[0-9a-f]{32}")
-
-
-class _Root(msgspec.Struct, frozen=True):
-    format_version: int
 
 
 def folder_of(root: Path, layout: BlockLayout) -> Path:
@@ -47,8 +39,8 @@ def prepare(root: Path, layout: BlockLayout) -> None:
         _check_version(root)
         for folder in (INCOMING, *FAN_OUT):
             (namespace / folder).mkdir(parents=True, exist_ok=True)
-        _place(root / "store.json", msgspec.json.encode(_Root(FORMAT_VERSION)), namespace / INCOMING)
-        _place(namespace / "layout.json", msgspec.json.encode(layout), namespace / INCOMING)
+        _place(root / marker.ROOT_MARKER, marker.root_marker(), namespace / INCOMING)
+        _place(namespace / marker.LAYOUT_MARKER, marker.layout_marker(layout), namespace / INCOMING)
         _sweep(namespace / INCOMING)
     except OSError as error:
         message = f"cannot use {root} as a store: {explain(error)}"
@@ -59,24 +51,26 @@ def other_layouts(root: Path, layout: BlockLayout) -> list[str]:
     """One line for every other layout that has blocks under this root: whose they are and how many."""
     own = folder_of(root, layout)
     with unavailable("list", root):
-        namespaces = sorted(path for path in root.iterdir() if _NAMESPACE.fullmatch(path.name))
+        namespaces = sorted(path for path in root.iterdir() if marker.is_namespace(path.name))
         counts = {path: _count_blocks(path) for path in namespaces if path != own}
-        return [f"{count} blocks of {_describe(path)}" for path, count in counts.items() if count]
+        return [
+            marker.describe_blocks(count, path.name, _read(path / marker.LAYOUT_MARKER))
+            for path, count in counts.items()
+            if count
+        ]
 
 
 def _check_version(root: Path) -> None:
-    marker = root / "store.json"
+    content = _read(root / marker.ROOT_MARKER)
+    if content is not None:
+        marker.check_root_marker(content, str(root))
+
+
+def _read(path: Path) -> bytes | None:
     try:
-        version = msgspec.json.decode(marker.read_bytes(), type=_Root).format_version
+        return path.read_bytes()
     except FileNotFoundError:
-        return
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{marker} is damaged ({error}): delete it, or choose another folder") from None
-    if version > FORMAT_VERSION:
-        raise ConfigError(
-            f"{root} was written by a newer dualpath (format {version}, this one knows {FORMAT_VERSION}): "
-            "upgrade this one or choose another folder"
-        )
+        return None
 
 
 def _place(path: Path, content: bytes, incoming: Path) -> None:
@@ -107,11 +101,3 @@ def _sweep(incoming: Path) -> None:
 def _count_blocks(namespace: Path) -> int:
     folders = (namespace / folder for folder in FAN_OUT)
     return sum(len(os.listdir(folder)) for folder in folders if folder.is_dir())
-
-
-def _describe(namespace: Path) -> str:
-    try:
-        layout = msgspec.json.decode((namespace / "layout.json").read_bytes(), type=BlockLayout)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return f"an unknown layout ({namespace.name})"
-    return f"model {layout.model}, {layout.dtype}, {layout.block_tokens} tokens a block ({namespace.name})"
