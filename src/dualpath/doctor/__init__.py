@@ -1,0 +1,1 @@
+"""What this host offers a cluster: found, measured, judged, and written down as a profile."""

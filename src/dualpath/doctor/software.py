@@ -1,0 +1,39 @@
+"""Optional parts that are installed, and GPUs. Nothing is imported: looking must not start CUDA or UCX."""
+
+import shutil
+from importlib.util import find_spec
+
+from dualpath.core.hostprofile import Finding
+from dualpath.doctor.system import System
+
+TOPIC = "software"
+
+
+def software_findings(system: System) -> list[Finding]:
+    """All findings of this topic."""
+    return [
+        module_finding("obstore", "s3", "stores at s3://, gs:// and az:// need it"),
+        module_finding("nixl", "nixl", "RDMA between nodes needs it; without, TCP carries KV"),
+        gpu_finding(system, tool=shutil.which("nvidia-smi") is not None),
+    ]
+
+
+def module_finding(name: str, extra: str, use: str) -> Finding:
+    """Whether Python could import a module."""
+    if find_spec(name) is not None:
+        return Finding(TOPIC, name, "ok", "installed")
+    return Finding(TOPIC, name, "missing", "not installed", f"pip install 'dualpath[{extra}]': {use}")
+
+
+def gpu_finding(system: System, *, tool: bool) -> Finding:
+    """CUDA devices by their driver's files; `tool` tells whether nvidia-smi is there."""
+    devices = system.names("proc/driver/nvidia/gpus")
+    if not devices:
+        value = "nvidia-smi is there, but the driver shows no device" if tool else "none"
+        return Finding(
+            TOPIC, "CUDA devices", "missing", value, "load NVIDIA's driver, or let engines compute on the CPU"
+        )
+    if not (system.exists("sys/module/nvidia_peermem") or system.exists("sys/module/nv_peer_mem")):
+        mend = "modprobe nvidia_peermem, unless the NIC's driver uses dma-buf: RDMA to GPU memory needs one of them"
+        return Finding(TOPIC, "CUDA devices", "warning", f"{len(devices)}, without peer memory", mend)
+    return Finding(TOPIC, "CUDA devices", "ok", str(len(devices)))
