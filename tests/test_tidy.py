@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {  # folder -> other folders of the pac
     "workload": {"core"},
     "qos": {"core"},
     "sim": {"core", "policy", "protocol", "workload"},
+    "doctor": {"core", "store", "transport"},
     "launch": {"core", "engine", "gateway", "node", "scheduler"},
     "bench": ANY,
     "testbed": {"core", "qos"},
