@@ -67,7 +67,7 @@ def test_policies_are_compared_on_equal_terms(scratch: Path) -> None:
     assert len(set(moved)) == 1 and moved[0] > 0
     assert sides[0]["decode"] == 0 < sides[1]["decode"]
     assert runs[0]["hit_rate"] == runs[1]["hit_rate"] > 0.8, "first contexts are warm"
-    assert 0.3 < runs[0]["snic_utilisation"] < 0.65  # half of the NICs; a short run on a noisy machine
+    assert 0.3 < runs[0]["snic_utilisation"] < 0.51  # half of the NICs; a short run on a noisy machine
     assert runs[1]["snic_utilisation"] is None
     assert result["speedup"]["prefill-only"] == 1.0
     assert "unthrottled is " in text and "times as fast as prefill-only" in text

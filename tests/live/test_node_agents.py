@@ -428,6 +428,25 @@ def test_a_release_in_mid_read_waits_for_the_slot_and_gives_up_the_rest(tmp_path
     run(test)
 
 
+def test_reports_agree_with_the_messages_around_them_at_any_moment(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with cluster(tmp_path) as c:
+            tokens = random_tokens(6, 9 * B)
+            await c.put(tokens, 8)
+            agent, said = c.d.agent, c.d.said
+            c.open(tokens, 2, 8, [0, 3])
+            reports = []
+            while not any(isinstance(m, wire.ReadsFinished) for m in said):
+                told = sum(m.blocks for m in said if isinstance(m, wire.ReadsAdvanced))
+                reports.append((agent.report().reads_left, 6 - told))
+                await asyncio.sleep(0)  # every turn of the event loop
+            assert reports[0] == (6, 6), "also before the first read was queued"
+            assert [left for left, _ in reports] == [expected for _, expected in reports]
+            assert agent.report().reads_left == 0
+
+    run(test)
+
+
 def test_a_batch_larger_than_the_window_fails_its_attempt_only(tmp_path: Path) -> None:
     async def test() -> None:
         async with cluster(tmp_path) as c:

@@ -105,11 +105,15 @@ class Rejoin(Message, frozen=True):
 
 
 class NodeReport(Message, frozen=True):
-    """Heartbeat with counters. `grants_seen` is how many Open messages came in: corrections apply only when all did."""
+    """Heartbeat with counters. `grants_seen` is how many Open messages came in: corrections apply only when all did.
+
+    `reads_left` counts planned blocks whose ReadsAdvanced is still to come, so that it agrees with the messages around it.
+    """
 
     stats: NodeStats
     engines: list[EngineStats]
     grants_seen: int
+    reads_left: int = 0
 
 
 class EngineJoined(Message, frozen=True):

@@ -93,7 +93,9 @@ class Agent:
         self.rate.update(self.stats.read_bytes, self.reader.busy_ns())
         self.stats.read_rate_bytes_per_s = self.rate.per_s
         self.stats.lane_bytes = self._transport.lane_bytes()
-        return wire.NodeReport(self.stats, [link.stats for link in self.engines.links.values()], self._opened)
+        reads_left = sum(g.reads_left for g in self._grants.values() if not (g.closing or g.failed))
+        engines = [link.stats for link in self.engines.links.values()]
+        return wire.NodeReport(self.stats, engines, self._opened, reads_left)
 
     async def reset(self) -> None:
         """The scheduler forgot us: nothing touches any slot when this returns, so that all are free for new grants."""
@@ -124,21 +126,22 @@ class Agent:
     @_on.register
     def _open_prefill(self, message: wire.OpenPrefill) -> None:
         self._opened += 1
-        grant = self._open(prefill_grant(message), message.slots)
+        grant = self._open(prefill_grant(message), message.slots, message.reads)
         if message.reads:
             self._run(grant, self._loader.load(grant, message.reads, []))
 
     @_on.register
     def _open_decode(self, message: wire.OpenDecode) -> None:
         self._opened += 1
-        grant = self._open(decode_grant(message), message.slots)
+        grant = self._open(decode_grant(message), message.slots, message.reads)
         self._run(grant, self._loader.load(grant, message.reads, message.retained))
 
-    def _open(self, grant: Grant, slots: list[int]) -> Grant:
+    def _open(self, grant: Grant, slots: list[int], reads: list[wire.ReadItem]) -> Grant:
         if grant.grant in self._grants:
             raise ProtocolError(f"grant {grant.grant} is open already")
         grant.before = self.arena.open(grant.grant, slots)
         grant.link = self.engines.links.get(grant.engine)
+        grant.reads_left = len(reads)
         self._grants[grant.grant] = grant
         return grant
 

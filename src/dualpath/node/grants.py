@@ -25,6 +25,7 @@ class Grant:
     dropped: asyncio.Event = field(default_factory=asyncio.Event)  # the engine let go of it, or is gone
     streams: int = 0  # batches in flight through the window that carry it
     idle: asyncio.Event = field(default_factory=asyncio.Event)  # set while streams is 0
+    reads_left: int = 0  # planned reads that the scheduler was not told of
     closing: bool = False  # it is being released
     failed: bool = False  # StepFailed was sent
 

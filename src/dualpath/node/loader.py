@@ -56,7 +56,9 @@ class Loader:
             self.fail(grant, errors[0], tuple(bad))
 
     async def _advance(self, grant: Grant, read: asyncio.Future[int]) -> None:
-        self._send(wire.ReadsAdvanced(grant.grant, 1, await read))
+        moved_bytes = await read
+        grant.reads_left -= 1
+        self._send(wire.ReadsAdvanced(grant.grant, 1, moved_bytes))
 
     async def _fetch_retained(self, items: list[wire.RetainedItem]) -> None:
         for item in items:

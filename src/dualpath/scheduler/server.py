@@ -183,7 +183,7 @@ class Scheduler:
         self._roster.note(node, message.stats, message.engines)
         layout = self._spec.layout
         seen_all = message.grants_seen == self._roster.opened(node)
-        queue = message.stats.read_queue_blocks * layout.block_tokens if seen_all else None
+        queue = message.reads_left * layout.block_tokens if seen_all else None
         rate = message.stats.read_rate_bytes_per_s / layout.kv_bytes_per_token
         self._feed(ev.NodeReported(node, rate, queue))
         for engine in message.engines:
