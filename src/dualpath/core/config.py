@@ -53,7 +53,9 @@ class Model(Section, frozen=True):
 class Storage(Section, frozen=True):
     """External storage, the nodes' NICs and DRAM buffers."""
 
-    path: Annotated[str, _value("Folder or file URL of the store; empty: in the cache folder.", flag="store")] = ""
+    path: Annotated[
+        str, _value("Folder, file URL or bucket (s3://...) of the store; empty: cache folder.", flag="store")
+    ] = ""
     snic: Annotated[str, _value("Rate of every node's storage NIC, such as 20MB/s, or none.")] = "none"
     cnic: Annotated[str, _value("Rate of every node's compute NIC; empty: 8 times the storage NIC.")] = ""
     arena: Annotated[str, _value("DRAM buffer of every node, such as 1GiB.")] = "1GiB"

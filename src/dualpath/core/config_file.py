@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,8 +65,19 @@ def _check_storage(config: Config) -> None:
             raise ConfigError(f"storage.{name.split('_')[0]}: {error}") from None
     if config.arena_bytes <= 0:
         raise ConfigError("storage.arena must be positive; write for example 1GiB")
-    if config.storage.path == "memory:":
-        raise ConfigError("storage.path memory: lives in one process, and a cluster is several; name a folder")
+    for path in (config.storage.path, *(host.store for host in config.hosts.values())):
+        check_store_path(path)
+        if path == "memory:":
+            raise ConfigError("storage.path memory: lives in one process, and a cluster is several; name a folder")
+
+
+def check_store_path(path: str) -> None:
+    """ConfigError, which does not quote it, if the store's URL carries what may be credentials."""
+    if re.match(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]*:.*[@?#]", path):
+        raise ConfigError(
+            "the store's URL is only scheme://bucket/prefix: no user, password or query; "
+            "credentials and endpoint come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL and kin)"
+        )
 
 
 def _check_scheduler(config: Config) -> None:

@@ -35,10 +35,16 @@ class BlockFormat:
 
     def verify(self, key: BlockKey, header: bytes | bytearray, payload: memoryview) -> None:
         """BlockCorrupt with the reason unless these are header and whole payload of the block under `key`."""
-        checksum = self._verify_header(key, header)
-        if payload.nbytes != self.block_bytes:
-            raise BlockCorrupt(f"block {key.hex()}: {payload.nbytes} payload bytes, not {self.block_bytes}")
-        if zlib.crc32(payload) != checksum:
+        self.verify_checksum(key, header, payload.nbytes, zlib.crc32(payload))
+
+    def verify_checksum(
+        self, key: BlockKey, header: bytes | bytearray | memoryview, payload_bytes: int, checksum: int
+    ) -> None:
+        """Like verify, for a payload whose CRC-32 was taken while it came in."""
+        expected = self._verify_header(key, header)
+        if payload_bytes != self.block_bytes:
+            raise BlockCorrupt(f"block {key.hex()}: {payload_bytes} payload bytes, not {self.block_bytes}")
+        if checksum != expected:
             raise BlockCorrupt(f"block {key.hex()}: payload checksum does not match, its bytes were damaged")
 
     def check_key(self, key: BlockKey) -> None:
@@ -58,7 +64,7 @@ class BlockFormat:
             raise ValueError("cannot read a block into read-only memory")
         return self.source(into)
 
-    def _verify_header(self, key: BlockKey, header: bytes | bytearray) -> int:
+    def _verify_header(self, key: BlockKey, header: bytes | bytearray | memoryview) -> int:
         """Check all of the header; returns the payload's checksum."""
         name = f"block {key.hex()}"
         if len(header) < HEADER_BYTES:

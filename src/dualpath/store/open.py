@@ -4,23 +4,42 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from dualpath.core.config_file import check_store_path
 from dualpath.core.errors import ConfigError
 from dualpath.core.layout import BlockLayout
 from dualpath.store.base import Store
 from dualpath.store.memory import MemoryStore
 from dualpath.store.posix import PosixStore
 
-_SUPPORTED = "give a folder (/data/kv), a file URL (file:///data/kv) or memory: (one process, for trials)"
+_SUPPORTED = (
+    "give a folder (/data/kv), a file URL (file:///data/kv), a bucket (s3://bucket/prefix, gs://..., az://...) "
+    "or memory: (one process, for trials)"
+)
+_BUCKETS = ("s3:", "gs:", "az:")
 
 
 def open_store(url_or_path: str, layout: BlockLayout, *, workers: int = 8, sync: bool = False) -> Store:
     """The store that the text names, its open() not yet awaited; ConfigError when there is no such kind.
 
-    `workers` and `sync` are PosixStore's.
+    `workers` threads do the I/O; `sync` is PosixStore's. Buckets take credentials, endpoint and region from the
+    environment (AWS_ACCESS_KEY_ID and kin).
     """
     if url_or_path == "memory:":
         return MemoryStore(layout)
+    if url_or_path.startswith(_BUCKETS):
+        return _bucket_store(url_or_path, layout, workers)
     return PosixStore(_folder_of(url_or_path), layout, workers=workers, sync=sync)
+
+
+def _bucket_store(url: str, layout: BlockLayout, workers: int) -> Store:
+    check_store_path(url)
+    try:
+        from dualpath.store.object import ObjectStore
+    except ModuleNotFoundError as error:
+        if error.name != "obstore":
+            raise
+        raise ConfigError("stores in buckets need obstore: pip install 'dualpath[object]'") from None
+    return ObjectStore.from_url(url, layout, workers=workers)
 
 
 def _folder_of(url_or_path: str) -> Path:
