@@ -72,7 +72,7 @@ def test_a_used_store_stays_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path: Path, sig: signal.Signals) -> None:
     store = tmp_path / "store"
-    command = [*DOCTOR, "--store", str(store), "--seconds", "60"]
+    command = [*DOCTOR, "--store", str(store), "--seconds", "10"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline_s = time.monotonic() + TIMEOUT_S
     while not list(store.glob("*/0*/*")) and time.monotonic() < deadline_s:

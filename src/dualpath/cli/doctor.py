@@ -61,12 +61,11 @@ def doctor(
 
 
 def _serve(transport: str, host: str, key: bytes | None, seconds: float) -> None:
-    import asyncio
-
+    from dualpath.doctor.interrupt import run
     from dualpath.doctor.peer import serve
 
     try:
-        asyncio.run(serve(transport, host, key, seconds))
+        run(serve(transport, host, key, seconds))
     except KeyboardInterrupt:
         return
 

@@ -1,6 +1,5 @@
 """One run of doctor: everything that was asked for, in one profile."""
 
-import asyncio
 import datetime
 import os
 import socket
@@ -14,6 +13,7 @@ from dualpath.core.hostprofile import Finding, HostProfile, Link, Storage
 from dualpath.doctor import advice
 from dualpath.doctor.budget import Progress
 from dualpath.doctor.host import capacity, host_findings, shm_free_bytes
+from dualpath.doctor.interrupt import run
 from dualpath.doctor.link import LinkTask, measure_link, most_block_bytes
 from dualpath.doctor.loopback import HOST, serving_process
 from dualpath.doctor.memory import memory_rates
@@ -23,6 +23,7 @@ from dualpath.doctor.reads import CONCURRENCIES
 from dualpath.doctor.scratch import scratch_layout
 from dualpath.doctor.software import software_findings
 from dualpath.doctor.system import System
+from dualpath.store.memory import MemoryStore
 from dualpath.store.open import open_store
 from dualpath.store.posix import PosixStore
 
@@ -79,10 +80,20 @@ def _storage(wanted: Examination, progress: Progress) -> Storage | None:
         return None
     layout = scratch_layout(wanted.block_bytes)
     store = open_store(wanted.store, layout, workers=CONCURRENCIES[-1], sync=True)  # synced: only clean pages can go
-    if not isinstance(store, PosixStore):
-        raise ConfigError(f"doctor cannot measure the store {wanted.store}: give a folder")
     seconds = STORAGE_SHARE * wanted.seconds
-    return posix_storage(store, seconds, lambda what, share: progress(what, share * STORAGE_SHARE))
+
+    def part(what: str, share: float) -> None:
+        progress(what, share * STORAGE_SHARE)
+
+    if isinstance(store, PosixStore):
+        return posix_storage(store, seconds, part)
+    if isinstance(store, MemoryStore):
+        raise ConfigError(f"doctor cannot measure the store {wanted.store}: give a folder or a bucket's URL")
+    from dualpath.doctor.object_reads import object_storage  # needs obstore, which open_store has found
+    from dualpath.store.object import ObjectStore
+
+    assert isinstance(store, ObjectStore)
+    return object_storage(store, seconds, part)
 
 
 def _links(wanted: Examination, progress: Progress) -> tuple[list[Link], list[Finding]]:
@@ -109,7 +120,7 @@ def _links(wanted: Examination, progress: Progress) -> tuple[list[Link], list[Fi
 def _link(task: LinkTask, to_peer: bool, progress: Progress) -> Link:
     """Measure to a peer, or to a process of our own that serves the transport that stands in the peer's place."""
     if to_peer:
-        return asyncio.run(measure_link(task, progress))
+        return run(measure_link(task, progress))
     with serving_process(task.peer, 3 * task.seconds + _STARTS_S) as address:
         own = task._replace(kind=task.peer, host=HOST, peer=address, key=None, how="loopback")
-        return asyncio.run(measure_link(own, progress))
+        return run(measure_link(own, progress))

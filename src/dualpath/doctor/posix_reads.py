@@ -4,7 +4,6 @@ dualpath reads through the page cache, so on equal footing it meets plain preadv
 dropped, and with pages that are all there. O_DIRECT is the device's own figure.
 """
 
-import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +12,17 @@ from dualpath.core.hostprofile import ReadRate, Storage
 from dualpath.core.keys import BlockKey
 from dualpath.core.layout import BlockLayout
 from dualpath.doctor.budget import Progress, as_one_error
+from dualpath.doctor.interrupt import run
 from dualpath.doctor.reads import (
     PAGE_BYTES,
     Buffers,
     Contest,
     async_sweep,
-    best_concurrency,
-    by_concurrency,
     compare,
+    summary,
     thread_sweep,
 )
-from dualpath.doctor.scratch import check_free, scratch_folder, write_blocks
+from dualpath.doctor.scratch import WRITE_SHARE, check_free, scratch_folder, write_blocks
 from dualpath.doctor.system import System
 from dualpath.store.base import Store
 from dualpath.store.format import HEADER_BYTES
@@ -31,7 +30,6 @@ from dualpath.store.namespace import folder_of
 from dualpath.store.oserrors import unavailable
 from dualpath.store.posix import PosixStore
 
-WRITE_SHARE = 0.2  # of the time
 DIRECT, DROPPED, CACHED = "O_DIRECT", "page cache dropped by advice", "page cache"
 
 
@@ -124,11 +122,8 @@ def posix_storage(store: PosixStore, seconds: float, progress: Progress) -> Stor
     check_free(store.root, block_bytes)
     with scratch_folder(store.root, store.layout):
         kind = file_system(System(), store.root)
-        reads = asyncio.run(_measure(store, kind, seconds, progress))
-    how = next(how for how in (DROPPED, CACHED) if by_concurrency(reads, "store", how))
-    rates = by_concurrency(reads, "store", how)
-    concurrency = best_concurrency(rates)
-    return Storage(kind, block_bytes, rates[concurrency], how, concurrency, reads)
+        reads = run(_measure(store, kind, seconds, progress))
+    return summary(kind, block_bytes, reads, (DROPPED, CACHED))
 
 
 async def _measure(store: PosixStore, kind: str, seconds: float, progress: Progress) -> list[ReadRate]:

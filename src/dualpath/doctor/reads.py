@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from dualpath.core.hostprofile import ReadRate
+from dualpath.core.hostprofile import ReadRate, Storage
 from dualpath.doctor.budget import Progress, Stopwatch
 
 CONCURRENCIES = (1, 2, 4, 8, 16)
@@ -134,6 +134,14 @@ def best_concurrency(rates: Mapping[int, float]) -> int:
     """The smallest concurrency within 5% of the best rate: more only lengthens queues."""
     best = max(rates.values())
     return min(concurrency for concurrency, rate in rates.items() if rate >= NEAR_BEST * best)
+
+
+def summary(kind: str, block_bytes: int, reads: list[ReadRate], hows: Sequence[str]) -> Storage:
+    """What the rates say of the storage, by the first of these conditions under which its store was measured."""
+    how = next(how for how in hows if by_concurrency(reads, "store", how))
+    rates = by_concurrency(reads, "store", how)
+    concurrency = best_concurrency(rates)
+    return Storage(kind, block_bytes, rates[concurrency], how, concurrency, reads)
 
 
 def by_concurrency(reads: Sequence[ReadRate], reader: str, how: str) -> dict[int, float]:

@@ -14,10 +14,13 @@ from dualpath.core.layout import BlockLayout
 from dualpath.doctor.budget import Progress, Stopwatch, as_one_error
 from dualpath.store import namespace
 from dualpath.store.base import Store
+from dualpath.store.marker import ROOT_MARKER, is_namespace
 
 LEAST_BLOCKS = 16  # one for each of the concurrent reads
+MOST_BLOCKS = 512
 MOST_BYTES = 256 << 20
 WRITERS = 4
+WRITE_SHARE = 0.2  # of the time for storage
 
 
 def scratch_layout(block_bytes: int) -> BlockLayout:
@@ -26,10 +29,10 @@ def scratch_layout(block_bytes: int) -> BlockLayout:
 
 
 async def write_blocks(store: Store, layout: BlockLayout, seconds: float, progress: Progress) -> list[BlockKey]:
-    """Write different random blocks for about so long, or until there are MOST_BYTES; at least LEAST_BLOCKS."""
+    """Write different random blocks for about so long, or until there are enough; at least LEAST_BLOCKS."""
     progress("writing blocks", 0)
     keys: list[BlockKey] = []
-    most = max(LEAST_BLOCKS, MOST_BYTES // layout.block_bytes)
+    most = max(LEAST_BLOCKS, min(MOST_BLOCKS, MOST_BYTES // layout.block_bytes))
     watch = Stopwatch()
 
     async def worker() -> None:
@@ -49,13 +52,13 @@ async def write_blocks(store: Store, layout: BlockLayout, seconds: float, progre
 def scratch_folder(root: Path, layout: BlockLayout) -> Iterator[None]:
     """Remove the layout's namespace at the end, and the folders above it that were not there before."""
     absent = [path for path in (root, *root.parents) if not path.exists()]
-    marked = (root / "store.json").exists()
+    marked = (root / ROOT_MARKER).exists()
     try:
         yield
     finally:
         shutil.rmtree(namespace.folder_of(root, layout), ignore_errors=True)
-        if not marked and root.is_dir() and os.listdir(root) == ["store.json"]:
-            (root / "store.json").unlink()
+        if not marked and root.is_dir() and not any(map(is_namespace, os.listdir(root))):
+            (root / ROOT_MARKER).unlink(missing_ok=True)
         for path in absent:
             _remove_empty(path)
 

@@ -12,7 +12,7 @@ TOPIC = "software"
 def software_findings(system: System) -> list[Finding]:
     """All findings of this topic."""
     return [
-        module_finding("obstore", "s3", "stores at s3://, gs:// and az:// need it"),
+        module_finding("obstore", "object", "stores at s3://, gs:// and az:// need it"),
         module_finding("nixl", "nixl", "RDMA between nodes needs it; without, TCP carries KV"),
         gpu_finding(system, tool=shutil.which("nvidia-smi") is not None),
     ]
