@@ -52,7 +52,7 @@ def client_options(scheme: str, deadline_s: float) -> "ClientConfig":
         **from_environment,
         "timeout": timedelta(seconds=deadline_s / 3),
         "connect_timeout": timedelta(seconds=min(CONNECT_S, deadline_s / 3)),
-        "read_timeout": timedelta(seconds=min(SILENCE_S, deadline_s / 3)),
+        "read_timeout": timedelta(seconds=min(SILENCE_S, deadline_s / 6)),
     }
 
 
