@@ -22,6 +22,7 @@ from dualpath.doctor.link import link_ratio
 from dualpath.doctor.posix_reads import CACHED, DIRECT, DROPPED
 from dualpath.doctor.reads import Pass, best_concurrency, mean, ratio
 from dualpath.doctor.show import changes
+from dualpath.node.main import profiled_read_rate
 
 
 def storage(how: str = DROPPED, ours: tuple[float, ...] = (50, 95, 100), bare: float = 100) -> Storage:
@@ -121,3 +122,13 @@ def test_other_files_are_refused_in_plain_words(tmp_path: Path, content: bytes, 
         load_host_profile(str(file))
     with pytest.raises(ConfigError, match="cannot read the host profile"):
         load_host_profile(str(tmp_path / "nowhere.json"))
+
+
+def test_agents_take_the_read_rate_from_a_profile(tmp_path: Path) -> None:
+    file = tmp_path / "profile.json"
+    file.write_bytes(msgspec.json.encode(profile()))
+    assert profiled_read_rate(str(file)) == 95
+    assert profiled_read_rate("") is None
+    file.write_bytes(msgspec.json.encode(profile(storage=None)))
+    with pytest.raises(ConfigError, match="no read rate"):
+        profiled_read_rate(str(file))

@@ -29,6 +29,8 @@ Examples:
   dualpath explain ID                          where a request's time went
 
   dualpath replay --help                       compare read policies
+
+  dualpath doctor --store /mnt/kv              measure this host, say what to change
 """
 
 app = typer.Typer(name="dualpath", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)

@@ -70,6 +70,9 @@ class Storage(Section, frozen=True):
         Literal["auto", "shm", "tcp", "nixl"],
         _value("How bytes move between nodes; auto: for each peer the best that both ends have."),
     ] = "auto"
+    profile: Annotated[
+        str, _value("Host profile that dualpath doctor wrote, for the first guess of the read rate; empty: none.")
+    ] = ""
 
 
 class Scheduling(Section, frozen=True):

@@ -18,6 +18,7 @@ from dualpath.control.sockets import connect, reconnections
 from dualpath.core import wire
 from dualpath.core.config import Config
 from dualpath.core.errors import ConfigError, ProtocolError, StoreError
+from dualpath.core.hostprofile import load_host_profile
 from dualpath.core.ids import NodeId
 from dualpath.core.keys import KEY_BYTES
 from dualpath.core.model import ModelSpec
@@ -62,6 +63,7 @@ async def _run(config: Config, node: NodeId) -> None:
     key = cluster_key(config.network.key_file)
     spec = served_spec(config)
     role = Role.PREFILL if node in config.prefill_nodes else Role.DECODE
+    profiled = profiled_read_rate(config.storage.profile)
     paced = config.storage.pacing == "software"
     rate = config.snic_bytes_per_s if paced else None
     store: Store = ThrottledStore(open_store(config.store_of(node), spec.layout), spec.layout, rate, rate)
@@ -77,12 +79,24 @@ async def _run(config: Config, node: NodeId) -> None:
         read_rate = await probe_store(store, spec, node, config.limits.read_deadline_s)
         await transport.start()
         agent = Agent(config, spec, NodeStats(node, role), store, transport, nics, link.send)
-        agent.rate.per_s = read_rate
+        agent.rate.per_s = read_rate if profiled is None else min(profiled, rate or profiled)
         ends.push_async_callback(agent.close)
         ends.push_async_callback(transport.close)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(agent.engines.run())
             tasks.create_task(link.converse(agent, transport.address, config.limits.heartbeat_s))
+
+
+def profiled_read_rate(file: str) -> float | None:
+    """Bytes a second that the host profile gives for storage; None without a profile. ConfigError: it has none."""
+    if not file:
+        return None
+    storage = load_host_profile(file).storage
+    if storage is None or storage.snic_read_bytes_per_s <= 0:
+        raise ConfigError(
+            f"the host profile {file} has no read rate: run dualpath doctor with --store and --json {file}"
+        )
+    return storage.snic_read_bytes_per_s
 
 
 async def probe_store(store: Store, spec: ModelSpec, node: NodeId, deadline_s: float) -> float:
