@@ -16,9 +16,10 @@ CLASS_IDS = {Traffic.MODEL: "1:10", Traffic.LAYERS: "1:20", Traffic.BLOCKS: "1:3
 UNMARKED = Traffic.BLOCKS  # what nobody marked goes with the least urgent class
 KV_SHARE = 0.01  # of the rate guaranteed to KV traffic, one half to each of its classes (paper: about 99% to models)
 LEAST_RATE = 1_000_000  # below it a single packet holds the line for more than 10 ms
-BURST_S = 0.001  # what a wake-up of the kernel's timer that comes late may make up for
+BURST_S = 0.004  # what a timer of a busy host that wakes late may make up for; a scheduler tick
 LEAF_PACKETS = 1000
 SEGMENT_S = 100e-6  # one packet of another class may hold the line so long
+LEAST_SEGMENT_PACKETS = 4  # with fewer, bursts were seen to stall for 2 ms now and then (docs/design/lanes.md)
 LARGEST_SEGMENT_BYTES = 65536
 _DSCP_MASK = "0xfc"
 
@@ -71,8 +72,8 @@ def htb_commands(
 
 
 def segment_bytes(rate_bits_per_s: int, mtu: int = MTU) -> int:
-    """The largest packet that the stack may hand down unsegmented, so that others wait 100 us at most for it."""
-    return min(max(int(rate_bits_per_s / 8 * SEGMENT_S), 2 * mtu), LARGEST_SEGMENT_BYTES)
+    """The largest packet that the stack may hand down unsegmented: 100 us of the line, at least four packets."""
+    return min(max(int(rate_bits_per_s / 8 * SEGMENT_S), LEAST_SEGMENT_PACKETS * mtu), LARGEST_SEGMENT_BYTES)
 
 
 def segment_commands(device: str, rate_bits_per_s: int, mtu: int = MTU) -> list[list[str]]:
