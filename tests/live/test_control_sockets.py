@@ -13,7 +13,7 @@ import zmq
 import zmq.asyncio
 
 from dualpath.control import sockets
-from dualpath.control.sockets import Door, connect, reconnections
+from dualpath.control.sockets import Door, connect, connect_watched, reconnections
 from dualpath.core import wire
 from dualpath.core.config_file import load_config
 from dualpath.core.errors import ConfigError
@@ -202,39 +202,48 @@ def test_an_endpoint_that_cannot_be_used_is_the_operators_error(tmp_path: Path) 
     run(test)
 
 
+async def end(watching: asyncio.Task[None], *open_sockets: zmq.asyncio.Socket) -> None:
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    for socket in open_sockets:
+        socket.close()
+
+
 def test_a_lost_connection_is_noticed_when_it_is_back() -> None:
     async def test() -> None:
         back = asyncio.Event()
 
-        async def watch(socket: zmq.asyncio.Socket) -> None:
-            async for _ in reconnections(socket, bound):
+        async def watch(monitor: zmq.asyncio.Socket) -> None:
+            async for _ in reconnections(monitor, bound):
                 back.set()
 
-        async with door(KEY) as (inner, bound), client(bound, KEY) as socket:
-            watching = asyncio.create_task(watch(socket))
+        socket = zmq.asyncio.Context.instance().socket(zmq.PUSH)
+        async with door(KEY) as (inner, bound):
+            monitor = connect_watched(socket, bound, KEY)
+            watching = asyncio.create_task(watch(monitor))
             await socket.send(b"1")
             await inner.socket.recv()
             assert not back.is_set()
             inner.close()
             async with door(KEY, bound):
                 await asyncio.wait_for(back.wait(), 10)
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            await end(watching, socket, monitor)
 
     run(test)
 
 
 def test_who_is_not_accepted_is_told_once_why(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
-        async def watch(socket: zmq.asyncio.Socket) -> None:
-            async for _ in reconnections(socket, bound):
+        async def watch(monitor: zmq.asyncio.Socket) -> None:
+            async for _ in reconnections(monitor, bound):
                 raise AssertionError("a stranger was let in")
 
-        async with door(KEY) as (_, bound), client(bound, OTHER) as socket:
-            watching = asyncio.create_task(watch(socket))
+        socket = zmq.asyncio.Context.instance().socket(zmq.PUSH)
+        async with door(KEY) as (_, bound):
+            monitor = connect_watched(socket, bound, OTHER)
+            watching = asyncio.create_task(watch(monitor))
             await asyncio.sleep(1)
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            await end(watching, socket, monitor)
 
     with caplog.at_level(logging.DEBUG):
         run(test)

@@ -52,13 +52,16 @@ class Script:
     """A scheduler's socket and the link under test."""
 
     def __init__(self, folder: Path) -> None:
-        endpoint = f"ipc://{folder}/s.sock"
-        self.router = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
-        self.router.setsockopt(zmq.LINGER, 0)
-        self.router.bind(endpoint)
-        self.agent, self.link = FakeAgent(), SchedulerLink(endpoint)
+        self.endpoint = f"ipc://{folder}/s.sock"
+        self.listen()
+        self.agent, self.link = FakeAgent(), SchedulerLink(self.endpoint)
         self.task = asyncio.create_task(self.link.converse(self.agent, "shm:x", 0.02))  # type: ignore[arg-type]
         self.peer = b""
+
+    def listen(self) -> None:
+        self.router = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
+        self.router.setsockopt(zmq.LINGER, 0)
+        self.router.bind(self.endpoint)
 
     async def next(self, kind: type) -> Any:
         decoder = wire.Decoder(wire.ToScheduler)
@@ -135,6 +138,22 @@ def test_a_restarted_scheduler_that_takes_an_old_hello_makes_us_start_anew(tmp_p
         await s.say(wire.NodeAccepted("a"))
         await s.say(wire.NodeAccepted("b"))
         await s.logged("announce", "reset", "announce")
+
+    run(tmp_path, test)
+
+
+def test_a_lost_connection_begins_a_new_life_even_with_the_same_scheduler(tmp_path: Path) -> None:
+    async def test(s: Script) -> None:
+        await s.next(wire.NodeHello)
+        await s.say(wire.NodeAccepted("a"))
+        await s.next(wire.NodeReport)
+        s.router.close()
+        s.listen()
+        await s.next(wire.NodeHello)
+        await s.say(wire.StartPull(3))  # of the old life, so it may not come after the reset
+        await s.say(wire.NodeAccepted("a"))
+        await s.say(wire.NodeAccepted("a"))
+        await s.logged("announce", "StartPull", "reset", "announce")
 
     run(tmp_path, test)
 

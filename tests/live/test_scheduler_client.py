@@ -33,15 +33,26 @@ class ScriptedScheduler:
 
     def __init__(self, endpoint: str) -> None:
         context = zmq.asyncio.Context.instance()
-        self.router = context.socket(zmq.ROUTER)
-        self.router.setsockopt(zmq.LINGER, 0)
-        self.router.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        self.router.bind(endpoint)
+        self.endpoint = endpoint
+        self.listen()
         self.push = context.socket(zmq.PUSH)
         self.push.setsockopt(zmq.LINGER, 0)
         self.asked: asyncio.Queue[Any] = asyncio.Queue()
         self.incarnation = "first"
         self.gateway = b""
+        self.task = asyncio.create_task(self.serve())
+
+    def listen(self) -> None:
+        self.router = zmq.asyncio.Context.instance().socket(zmq.ROUTER)
+        self.router.setsockopt(zmq.LINGER, 0)
+        self.router.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self.router.bind(self.endpoint)
+
+    async def lose_connections(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        self.router.close()
+        self.listen()
         self.task = asyncio.create_task(self.serve())
 
     async def serve(self) -> None:
@@ -185,6 +196,21 @@ def test_a_restarted_scheduler_gets_the_requests_again_and_the_client_each_token
             await scheduler.tokens(0, [10, 11, 12])
             await scheduler.done(3)
             assert (await answer)[0] == [10, 11, 12]
+
+    run(test)
+
+
+def test_an_end_that_a_lost_connection_took_comes_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with connected(tmp_path) as (client, scheduler):
+            answer = asyncio.create_task(collect(client))
+            await scheduler.next(wire.Submit)
+            await scheduler.tokens(0, [10, 11])
+            await scheduler.lose_connections()  # with the same incarnation: the network's fault
+            assert (await scheduler.next(wire.Submit)).submission.request == "r"
+            await scheduler.tokens(0, [10, 11])
+            await scheduler.done(2)
+            assert (await answer)[0] == [10, 11]
 
     run(test)
 

@@ -42,6 +42,13 @@ def connect(socket: zmq.Socket[Any], endpoint: str, key: bytes | None) -> None:
         raise ConfigError(f"cannot connect to {endpoint}: {error.strerror}") from None
 
 
+def connect_watched(socket: zmq.asyncio.Socket, endpoint: str, key: bytes | None) -> zmq.asyncio.Socket:
+    """Connect, and give what `reconnections` reads; close it after the socket. Watched first: no event is missed."""
+    monitor: zmq.asyncio.Socket = socket.get_monitor_socket(zmq.Event.HANDSHAKE_SUCCEEDED | _FAILED)
+    connect(socket, endpoint, key)
+    return monitor
+
+
 class Door:
     """A socket that others connect to, in a ZeroMQ context of its own: admission is a context's affair.
 
@@ -91,26 +98,21 @@ class Door:
         self._context.term()
 
 
-async def reconnections(socket: zmq.asyncio.Socket, endpoint: str) -> AsyncIterator[None]:
-    """Yields each time that a connected socket has its peer again after a loss: messages on their way are gone.
+async def reconnections(monitor: zmq.asyncio.Socket, endpoint: str) -> AsyncIterator[None]:
+    """Yields each time that a watched socket has its peer again after a loss: messages on their way are gone.
 
     Warns once when the peer does not accept us at all.
     """
     connected = warned = False
-    monitor = socket.get_monitor_socket(zmq.Event.HANDSHAKE_SUCCEEDED | _FAILED)
-    try:
-        while True:
-            event = (await recv_monitor_message(monitor))["event"]
-            if event == zmq.Event.HANDSHAKE_SUCCEEDED:
-                if connected:
-                    yield
-                connected = True
-            elif not (connected or warned):
-                warned = True
-                log.warning("%s does not accept us; do both sides use the same network.key_file?", endpoint)
-    finally:
-        if not socket.closed:
-            socket.disable_monitor()
+    while True:
+        event = (await recv_monitor_message(monitor))["event"]
+        if event == zmq.Event.HANDSHAKE_SUCCEEDED:
+            if connected:
+                yield
+            connected = True
+        elif not (connected or warned):
+            warned = True
+            log.warning("%s does not accept us; do both sides use the same network.key_file?", endpoint)
 
 
 def _set_up(socket: zmq.Socket[Any], endpoint: str) -> None:

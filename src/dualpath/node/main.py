@@ -14,7 +14,7 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
-from dualpath.control.sockets import connect, reconnections
+from dualpath.control.sockets import connect_watched, reconnections
 from dualpath.core import wire
 from dualpath.core.config import Config
 from dualpath.core.errors import ConfigError, ProtocolError, StoreError
@@ -130,7 +130,7 @@ class SchedulerLink:
         self._endpoint = endpoint
         self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, b"agent-" + secrets.token_bytes(8))  # the same after a reconnection
-        connect(self._socket, endpoint, key)
+        self._monitor = connect_watched(self._socket, endpoint, key)
         self._decoder = wire.Decoder(wire.ToAgent)
         self._incarnation = ""  # of the scheduler that took us in; empty: none
         self._resetting = False
@@ -153,7 +153,7 @@ class SchedulerLink:
 
     async def _rejoin(self, agent: Agent, address: str) -> None:
         """Neither side knows what a lost connection took with it, so we join anew, as after a crash."""
-        async for _ in reconnections(self._socket, self._endpoint):
+        async for _ in reconnections(self._monitor, self._endpoint):
             log.warning("the connection to the scheduler was lost; joining again")
             self._stale = True
             self.send(agent.hello(address))
@@ -206,3 +206,4 @@ class SchedulerLink:
     def close(self) -> None:
         """Close the socket; later messages are dropped."""
         self._socket.close()
+        self._monitor.close()

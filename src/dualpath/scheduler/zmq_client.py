@@ -15,7 +15,7 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
-from dualpath.control.sockets import Door, connect, reconnections
+from dualpath.control.sockets import Door, connect_watched, reconnections
 from dualpath.core import wire
 from dualpath.core.errors import ProtocolError, RequestError, ServiceError
 from dualpath.core.ids import RequestId
@@ -63,7 +63,7 @@ class ZmqSchedulerClient:
         self._endpoint = endpoint
         self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, b"gateway-" + secrets.token_bytes(8))  # the same after a reconnection
-        connect(self._socket, endpoint, key)
+        self._monitor = connect_watched(self._socket, endpoint, key)
         self._door = Door(zmq.PULL, key)
         self._tokens = self._door.socket
         self._tokens.setsockopt(zmq.RCVHWM, 0)
@@ -160,6 +160,7 @@ class ZmqSchedulerClient:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._refuse_all("the gateway is ending; try again")
         self._socket.close()
+        self._monitor.close()
         self._door.close()
 
     def _send(self, message: wire.Message) -> None:
@@ -207,7 +208,7 @@ class ZmqSchedulerClient:
 
     async def _rejoin(self) -> None:
         """A connection that broke may have taken submissions and their ends with it."""
-        async for _ in reconnections(self._socket, self._endpoint):
+        async for _ in reconnections(self._monitor, self._endpoint):
             self._submit_again("the connection to the scheduler was lost")
 
     def _submit_again(self, why: str) -> None:
