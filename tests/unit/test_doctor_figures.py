@@ -20,7 +20,7 @@ from dualpath.core.hostprofile import (
 from dualpath.doctor import advice
 from dualpath.doctor.link import link_ratio
 from dualpath.doctor.posix_reads import CACHED, DIRECT, DROPPED
-from dualpath.doctor.reads import Pass, best_concurrency, mean, ratio
+from dualpath.doctor.reads import Pass, best_concurrency, ratio, typical
 from dualpath.doctor.show import changes
 from dualpath.node.main import profiled_read_rate
 
@@ -63,8 +63,8 @@ def test_the_smallest_concurrency_near_the_best_is_recommended(rates: dict[int, 
     assert best_concurrency(rates) == best
 
 
-def test_mean_weighs_passes_by_their_time() -> None:
-    assert mean([Pass(100, 1), Pass(100, 3)]) == 50
+def test_a_pass_that_was_disturbed_does_not_count() -> None:
+    assert typical([Pass(100, 1), Pass(100, 50), Pass(110, 1)]) == 100
 
 
 def test_ratios_are_of_equal_footing_only() -> None:

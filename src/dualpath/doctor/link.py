@@ -11,11 +11,11 @@ from dualpath.core.hostprofile import Link, RoundTrip, TransferRate
 from dualpath.doctor import raw
 from dualpath.doctor.budget import Progress, Stopwatch, as_one_error
 from dualpath.doctor.peer import BLOCKS, BLOCKS_BYTES, GRANT, Endpoint
-from dualpath.doctor.reads import Pass, mean
+from dualpath.doctor.reads import Pass, typical
 from dualpath.transport.base import Lane, LocalRanges, Range, RemoteRanges
 
 CONCURRENCIES = (1, 8)
-ROUNDS = 3
+ROUNDS = 5
 SMALL_BYTES = 64
 RAW = "raw"
 Operation = Literal["fetch", "push"]
@@ -53,7 +53,7 @@ class LinkTest:
             )  # fmt: skip
             for lane in Lane:
                 passes[lane.name.lower()].append(await self._lane_rate(operation, lane, concurrency, slice_s))
-        return [TransferRate(name, operation, concurrency, mean(each)) for name, each in passes.items()]
+        return [TransferRate(name, operation, concurrency, typical(each)) for name, each in passes.items()]
 
     async def _lane_round_trips(self, lane: Lane, seconds: float) -> list[int]:
         times: list[int] = []

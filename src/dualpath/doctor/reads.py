@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import mmap
+import statistics
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from dualpath.doctor.budget import Progress, Stopwatch
 
 CONCURRENCIES = (1, 2, 4, 8, 16)
 NEAR_BEST = 0.95
-ROUNDS = 3  # of every reader, in turns: what disturbs the host disturbs all
+ROUNDS = 5  # of every reader, in turns: what disturbs the host disturbs all
 PAGE_BYTES = 4096
 
 AsyncRead = Callable[[int, memoryview], Awaitable[None]]
@@ -108,7 +109,7 @@ async def compare(contests: Sequence[Contest], seconds: float, progress: Progres
         for concurrency in CONCURRENCIES:
             progress(f"reads, {contest.how}, {concurrency} at once", len(contest.sweeps) / len(CONCURRENCIES) / readers)
             passes = await _rounds(contest, concurrency, slice_s)
-            rates += [ReadRate(reader, contest.how, concurrency, mean(each)) for reader, each in passes.items()]
+            rates += [ReadRate(reader, contest.how, concurrency, typical(each)) for reader, each in passes.items()]
     return rates
 
 
@@ -125,9 +126,9 @@ async def _rounds(contest: Contest, concurrency: int, slice_s: float) -> dict[st
     return passes
 
 
-def mean(passes: Sequence[Pass]) -> float:
-    """Bytes a second over all passes."""
-    return sum(each.count_bytes for each in passes) / sum(each.seconds for each in passes)
+def typical(passes: Sequence[Pass]) -> float:
+    """Bytes a second of the middle pass: what disturbs a few does not count."""
+    return statistics.median(each.count_bytes / each.seconds for each in passes)
 
 
 def best_concurrency(rates: Mapping[int, float]) -> int:
