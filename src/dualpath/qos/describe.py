@@ -39,7 +39,7 @@ def _ethernet(netdev: str, rate: int, kv_share: float) -> list[Section]:
     commands = ethernet.htb_commands(netdev, rate, kv_share=kv_share)
     segments = [
         "Keeps a packet of bulk data from holding the line for long (100 us, from 480 Mbit/s up). Costs",
-        "processor time, and rate where processors are busy; for where bursts wait in the NIC's own queue, not here.",
+        "processor time; of use where bursts wait in the NIC's own queue, not in this one.",
     ]
     return [
         Section("Host: classes by tc", why, command_lines(commands)),
