@@ -6,12 +6,12 @@ store.json                    format version of the place
     00/ .. ff/                objects, by the first byte of their key
 """
 
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import obstore
+from isal.isal_zlib import crc32
 
 from dualpath.core.errors import BlockMissing
 from dualpath.core.keys import BlockKey
@@ -115,10 +115,10 @@ class BlockObjects:
             filled = [pool.submit(self._part(key, at, [part]).finish) for at, part in others]
             for piece in head.pieces():
                 if piece.obj is not header.obj:
-                    checksum = zlib.crc32(piece, checksum)
+                    checksum = crc32(piece, checksum)
             for (_, part), done in zip(others, filled, strict=True):
                 done.result()
-                checksum = zlib.crc32(part, checksum)
+                checksum = crc32(part, checksum)
         finally:
             pool.shutdown(cancel_futures=True)
         return checksum
