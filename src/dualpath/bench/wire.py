@@ -3,10 +3,10 @@
 import subprocess
 from collections.abc import Mapping
 
-import msgspec
-
 from dualpath.core.config import Config, Port
 from dualpath.core.errors import ServiceError
+from dualpath.qos.ethernet import ROOT
+from dualpath.qos.tc import parse_classes
 
 DIRECTIONS = ("snic_in", "snic_out", "cnic_in", "cnic_out")
 TC_DEADLINE_S = 10.0
@@ -23,22 +23,13 @@ def wire_bytes(config: Config) -> dict[str, int]:
 
 
 def port_bytes(port: Port) -> int:
-    """What left through a device so far. ServiceError when it has no classes to count."""
-    command = [*port.launch, "tc", "-json", "-s", "class", "show", "dev", port.device]
+    """What left through a device so far: the class above all others. ServiceError when it has none."""
+    command = [*port.launch, "tc", "-s", "class", "show", "dev", port.device]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=TC_DEADLINE_S, check=True)
-        return root_class_bytes(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError, msgspec.DecodeError) as error:
+        done = subprocess.run(command, capture_output=True, timeout=TC_DEADLINE_S, check=True, text=True)
+        return parse_classes(done.stdout)[ROOT].sent_bytes
+    except (OSError, subprocess.SubprocessError, KeyError) as error:
         raise ServiceError(f"cannot read the counters of {port.device} ({' '.join(command)}): {error}") from None
-
-
-def root_class_bytes(shown: bytes) -> int:
-    """Bytes of the class under which all others are, from tc's JSON; ValueError when there is none."""
-    classes = msgspec.json.decode(shown)
-    counted = [entry["stats"]["bytes"] for entry in classes if entry.get("root")]
-    if len(counted) != 1:
-        raise ValueError("the device has no class hierarchy with one root")
-    return int(counted[0])
 
 
 def wire_between(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from dualpath.scheduler.index import PrefixIndex
 from dualpath.scheduler.server import Scheduler
 from dualpath.store.base import Store
 from dualpath.store.open import open_store
-from dualpath.store.posix import PosixStore
+from dualpath.store.threaded import ThreadedStore
 
 log = logging.getLogger("dualpath.scheduler")
 
@@ -63,7 +63,7 @@ async def rebuild(index: PrefixIndex, store: Store) -> None:
         async for key in store.keys():
             index.add_durable([key])
         log.info("the store holds %d blocks of this model", len(index))
-        if isinstance(store, PosixStore):
+        if isinstance(store, ThreadedStore):
             for line in await store.other_layouts():
                 log.warning("the store also holds %s; they are no hits here, and nothing frees their space", line)
     except StoreError as error:

@@ -56,8 +56,8 @@ class Endpoint(ABC):
         """A bound, listening socket; ConfigError when that cannot be."""
 
     @abstractmethod
-    async def _connect(self, peer: str) -> socket.socket:
-        """A non-blocking connection to a peer."""
+    async def _connect(self, peer: str, lane: Lane) -> socket.socket:
+        """A non-blocking connection to a peer, for transfers of one lane."""
 
     @abstractmethod
     async def _request(
@@ -161,12 +161,17 @@ class Endpoint(ABC):
     # Serving peers.
 
     def _admit(self, sock: socket.socket) -> bool:
-        """Whether this peer may speak to us at all."""
+        """Whether this peer may speak to us at all, as far as the kernel can tell."""
         return True
+
+    async def _greet(self, sock: socket.socket) -> None:
+        """What comes before a peer's first request; ProtocolError when it may not speak to us."""
+        return
 
     async def _serve(self, sock: socket.socket) -> None:
         """Answer one request after the other until the connection ends; any error ends it."""
         try:
+            await self._greet(sock)
             while True:
                 await readable(sock)
                 async with self._deadlines.one():

@@ -44,9 +44,15 @@ class NixlTransport(TcpTransport):
     """An endpoint whose payload moves by NIXL; ConfigError when NIXL is not installed."""
 
     def __init__(
-        self, host: str = "127.0.0.1", port: int = 0, *, nics: NicPair | None = None, deadline_s: float = 30
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        nics: NicPair | None = None,
+        deadline_s: float = 30,
+        key: bytes | None = None,
     ) -> None:
-        super().__init__(host, port, nics=nics, deadline_s=deadline_s)
+        super().__init__(host, port, nics=nics, deadline_s=deadline_s, key=key)
         bindings()
         self._lanes = {lane: NixlLane(ucx_settings(self._host, lane), partial(mark_sockets, lane)) for lane in Lane}
 
@@ -89,10 +95,10 @@ class NixlTransport(TcpTransport):
         for lane in self._lanes.values():
             await lane.close()
 
-    async def _connect(self, peer: str) -> socket.socket:
+    async def _connect(self, peer: str, lane: Lane) -> socket.socket:
         if not peer.startswith(_SCHEME):
             raise TransferError(f"{peer!r} is not an address of a NIXL endpoint (nixl://host:port)")
-        return await super()._connect("tcp://" + peer.removeprefix(_SCHEME))
+        return await super()._connect("tcp://" + peer.removeprefix(_SCHEME), lane)
 
     # The order of a transfer.
 

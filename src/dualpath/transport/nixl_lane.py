@@ -36,7 +36,8 @@ class NixlLane:
     def __init__(self, settings: str, mark_sockets: Callable[[], None]) -> None:
         self._settings = settings
         self._mark_sockets = mark_sockets
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        # Not SimpleQueue: a get() with a short timeout may miss it and block for ever.
+        self._commands: queue.Queue[Callable[[], None]] = queue.Queue()
         self._thread = threading.Thread(target=self._t_run, name="nixl-lane", daemon=True)
         self._open = False
         self._awaited = 0  # peers' writes
@@ -130,6 +131,7 @@ class NixlLane:
     def write(self, writes: Sequence[Write], source: int, target: Target) -> asyncio.Future[None]:
         """Begin writes; the future ends when the peer has all bytes, or with TransferError."""
         future = self._future()
+        future.add_done_callback(_seen)
         self._commands.put(partial(self._t_post, future, writes, source, target))
         return future
 
@@ -286,6 +288,12 @@ def _deliver(future: asyncio.Future[Any], result: Any, error: Exception | None) 
     loop = future.get_loop()
     if not loop.is_closed():
         loop.call_soon_threadsafe(resolve)
+
+
+def _seen(future: asyncio.Future[None]) -> None:
+    """A write whose transfer has failed already is nobody's any more."""
+    if not future.cancelled():
+        future.exception()
 
 
 def _nothing() -> None:

@@ -23,9 +23,9 @@ def open_transport(
     kinds.
     """
     if kind == "auto":
-        kind = "shm"
+        kind = "shm" if host == "127.0.0.1" else "tcp"
     if kind == "tcp":
-        return TcpTransport(host, port, nics=nics, deadline_s=deadline_s)
+        return TcpTransport(host, port, nics=nics, deadline_s=deadline_s, key=key)
     if kind == "shm":
         return ShmTransport(socket_dir, nics=nics, deadline_s=deadline_s)
     raise ConfigError(f"no transport {kind!r}; choose shm (one machine) or tcp")

@@ -19,7 +19,7 @@ class PeerConnections:
     is cancelled takes only its own connection with it. `gone` is called when the last connection has ended.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[socket.socket]], gone: Callable[[], None]) -> None:
+    def __init__(self, connect: Callable[[Lane], Awaitable[socket.socket]], gone: Callable[[], None]) -> None:
         self._connect = connect
         self._gone = gone
         self._idle: dict[Lane, list[socket.socket]] = {lane: [] for lane in Lane}
@@ -34,7 +34,7 @@ class PeerConnections:
         self._users += 1
         try:
             async with self._turns[lane]:
-                sock = self._take(lane) or await self._connect()
+                sock = self._take(lane) or await self._connect(lane)
                 try:
                     yield sock
                 except BaseException:

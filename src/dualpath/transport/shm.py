@@ -63,7 +63,7 @@ class ShmTransport(Endpoint):
     def _admit(self, sock: socket.socket) -> bool:
         return of_this_user(sock)
 
-    async def _connect(self, peer: str) -> socket.socket:
+    async def _connect(self, peer: str, lane: Lane) -> socket.socket:
         if not peer.startswith(_SCHEME):
             raise TransferError(f"{peer!r} is not an address of a shared-memory endpoint (shm:path)")
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

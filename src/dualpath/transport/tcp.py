@@ -8,9 +8,11 @@ import socket
 from collections.abc import Sequence
 
 from dualpath.core.errors import ConfigError, TransferError
+from dualpath.core.traffic import MARKS, Traffic
 from dualpath.transport.base import Lane, LocalRanges, Range
 from dualpath.transport.endpoint import Endpoint
 from dualpath.transport.fds import receive_message_async, send_message_async
+from dualpath.transport.greeting import Greeting
 from dualpath.transport.nic import NicPair
 from dualpath.transport.regions import Cursor, Region, coalesce
 from dualpath.transport.streams import drain, receive_views, send_views
@@ -24,17 +26,26 @@ from dualpath.transport.wire import (
     total_bytes,
 )
 
+DEAD_S = 15  # of silence after which a peer's host counts as gone
+TRAFFIC = {Lane.LAYERS: Traffic.LAYERS, Lane.BLOCKS: Traffic.BLOCKS}
 _SCHEME = "tcp://"
 
 
 class TcpTransport(Endpoint):
-    """An endpoint on a loopback address; ConfigError for any other, for peers are not authenticated."""
+    """An endpoint on one address of this host. Other addresses than loopback need the cluster's `key`: ConfigError."""
 
     def __init__(
-        self, host: str = "127.0.0.1", port: int = 0, *, nics: NicPair | None = None, deadline_s: float = 30
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        nics: NicPair | None = None,
+        deadline_s: float = 30,
+        key: bytes | None = None,
     ) -> None:
         super().__init__(nics=nics, deadline_s=deadline_s)
-        self._host, self._port = _loopback(host), port
+        self._host, self._port = _allowed(host, keyed=key is not None), port
+        self._greeting = Greeting(key)
 
     @property
     def address(self) -> str:
@@ -57,15 +68,20 @@ class TcpTransport(Endpoint):
         return sock
 
     def _admit(self, sock: socket.socket) -> bool:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_options(sock)
         return True
 
-    async def _connect(self, peer: str) -> socket.socket:
+    async def _greet(self, sock: socket.socket) -> None:
+        mark(sock, await self._greeting.answer(sock))
+
+    async def _connect(self, peer: str, lane: Lane) -> socket.socket:
         host, port = _parse(peer)
         sock = _tcp_socket(host)
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            set_options(sock)
+            mark(sock, lane)
             await asyncio.get_running_loop().sock_connect(sock, (host, port))
+            await self._greeting.call(sock, lane)
         except BaseException:
             sock.close()
             raise
@@ -112,14 +128,40 @@ class TcpTransport(Endpoint):
         await self._nics.rx.carry(total_bytes(ranges), lane, move)
 
 
-def _loopback(host: str) -> str:
-    """The address as given; ConfigError when it is not a numeric loopback address (or "localhost")."""
+def set_options(sock: socket.socket) -> None:
+    """Send at once, and notice within DEAD_S that the other host is gone without a word.
+
+    A cable that is plugged in again before that goes unnoticed but for the delay.
+    """
+    for option, value in (
+        (socket.TCP_NODELAY, 1),
+        (socket.TCP_USER_TIMEOUT, DEAD_S * 1000),
+        (socket.TCP_KEEPIDLE, DEAD_S // 3),
+        (socket.TCP_KEEPINTVL, DEAD_S // 3),
+        (socket.TCP_KEEPCNT, 2),
+    ):
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def mark(sock: socket.socket, lane: Lane) -> None:
+    """Let the network and this host's queues know the lane (docs/design/lanes.md)."""
+    marks = MARKS[TRAFFIC[lane]]
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, marks.traffic_class)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, marks.traffic_class)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, marks.priority)  # last: IP_TOS changes it
+
+
+def _allowed(host: str, *, keyed: bool) -> str:
+    """The address as given; ConfigError when it is no numeric address (or "localhost"), or needs a key."""
     try:
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
         raise ConfigError(f"{host!r} is not an IP address; give one such as 127.0.0.1") from None
-    if not address.is_loopback:
-        raise ConfigError(f"refusing to listen on {host}: peers are not authenticated; use a loopback address")
+    if not (address.is_loopback or keyed):
+        raise ConfigError(f"{host} is reachable from other hosts, which must know a secret: set network.key_file")
     return str(address)
 
 
