@@ -74,8 +74,8 @@ def test_capacity_is_the_least_of_all_bounds(tmp_path: Path) -> None:
         (network.qdisc_finding(["htb", "tbf", "prio", "netem"]), "ok", ""),
         (network.qdisc_finding(["htb", "tbf"]), "missing", "modprobe -a sch_prio sch_netem"),
         (network.qdisc_finding(None), "missing", "iproute2"),
-        (software.module_finding("no_such_module", "extra", "x"), "missing", "pip install 'dualpath[extra]'"),
-        (software.module_finding("json", "extra", "x"), "ok", ""),
+        (software.module_finding("x", "no_such_module", "pip install x", "y"), "missing", "pip install x: y"),
+        (software.module_finding("x", "json", "pip install x", "y"), "ok", ""),
     ],
 )
 def test_findings_name_the_mend_where_one_is_needed(finding: host.Finding, status: str, words: str) -> None:

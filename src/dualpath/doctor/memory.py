@@ -1,12 +1,14 @@
 """How fast this host copies memory, and checks blocks."""
 
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from dualpath.core.hostprofile import MemoryRates
+from dualpath.core.keys import KEY_BYTES
 from dualpath.doctor.budget import best_rate
+from dualpath.doctor.scratch import scratch_layout
+from dualpath.store.format import BlockFormat
 
 COPY_BYTES = 256 << 20  # beyond any cache
 CRC_BYTES = 8 << 20
@@ -23,11 +25,12 @@ def memory_rates(threads: int, available_bytes: int, seconds: float) -> MemoryRa
 
     part = size // threads
     parts = [(index * part, (index + 1) * part) for index in range(threads)]
-    checked = source[:CRC_BYTES].data
+    block, key = source[: min(size, CRC_BYTES)].data, bytes(KEY_BYTES)
+    block_format = BlockFormat(scratch_layout(block.nbytes))
 
     def check() -> int:
-        zlib.crc32(checked)
-        return checked.nbytes
+        block_format.header(key, block)  # its cost is the block's checksum
+        return block.nbytes
 
     with ThreadPoolExecutor(threads) as pool:
         return MemoryRates(

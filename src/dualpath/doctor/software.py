@@ -12,17 +12,22 @@ TOPIC = "software"
 def software_findings(system: System) -> list[Finding]:
     """All findings of this topic."""
     return [
-        module_finding("obstore", "object", "stores at s3://, gs:// and az:// need it"),
-        module_finding("nixl", "nixl", "RDMA between nodes needs it; without, TCP carries KV"),
+        module_finding("obstore", "obstore", "pip install 'dualpath[object]'", "for stores in buckets"),
+        module_finding(
+            "NIXL",
+            "nixl_cu12",
+            "pip install --no-deps nixl-cu12",
+            "for RDMA; else TCP",
+        ),
         gpu_finding(system, tool=shutil.which("nvidia-smi") is not None),
     ]
 
 
-def module_finding(name: str, extra: str, use: str) -> Finding:
-    """Whether Python could import a module."""
-    if find_spec(name) is not None:
+def module_finding(name: str, module: str, command: str, use: str) -> Finding:
+    """Whether Python could import a module; `command` installs it."""
+    if find_spec(module) is not None:
         return Finding(TOPIC, name, "ok", "installed")
-    return Finding(TOPIC, name, "missing", "not installed", f"pip install 'dualpath[{extra}]': {use}")
+    return Finding(TOPIC, name, "missing", "not installed", f"{command}: {use}")
 
 
 def gpu_finding(system: System, *, tool: bool) -> Finding:
