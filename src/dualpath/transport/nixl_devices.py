@@ -13,13 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from dualpath.core.errors import ConfigError
-from dualpath.core.traffic import MARKS, Mark, Traffic
+from dualpath.core.traffic import MARKS
 from dualpath.transport.base import Lane
+from dualpath.transport.tcp import TRAFFIC, mark
 
 PORTS = {Lane.LAYERS: range(21_000, 21_500), Lane.BLOCKS: range(21_500, 22_000)}
 """Where a lane's endpoints listen for payload over TCP: tells lanes apart for tc and firewalls."""
 
-_TRAFFIC = {Lane.LAYERS: Traffic.LAYERS, Lane.BLOCKS: Traffic.BLOCKS}
 _SIOCGIFADDR = 0x8915
 _NAME_BYTES = 256  # of the ioctl's argument; the address follows 20 bytes in
 
@@ -31,10 +31,10 @@ def ucx_settings(host: str, lane: Lane) -> str:
     """
     interface = interface_of(host)
     rdma = _rdma_device(interface)
-    mark = MARKS[_TRAFFIC[lane]]
+    marks = MARKS[TRAFFIC[lane]]
     ports = PORTS[lane]
     if rdma:
-        return f"TLS=rc,NET_DEVICES={rdma},IB_SL={mark.service_level},IB_TRAFFIC_CLASS={mark.traffic_class}"
+        return f"TLS=rc,NET_DEVICES={rdma},IB_SL={marks.service_level},IB_TRAFFIC_CLASS={marks.traffic_class}"
     return f"TLS=tcp,NET_DEVICES={interface},TCP_PORT_RANGE={ports[0]}-{ports[-1]}"
 
 
@@ -60,15 +60,7 @@ def mark_sockets(lane: Lane) -> None:
             if os.readlink(f"/proc/self/fd/{entry}").startswith("socket:"):
                 with socket.socket(fileno=os.dup(int(entry))) as sock:
                     if _ports(sock) & set(PORTS[lane]):
-                        _mark(sock, MARKS[_TRAFFIC[lane]])
-
-
-def _mark(sock: socket.socket, mark: Mark) -> None:
-    if sock.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, mark.traffic_class)
-    else:
-        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, mark.traffic_class)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, mark.priority)
+                        mark(sock, lane)
 
 
 def _ports(sock: socket.socket) -> set[int]:
