@@ -45,6 +45,16 @@ class TestMemoryStore(StoreTests):
         store.objects[key] = flip(store.objects[key])
 
 
+def is_cached(file: int) -> bool:
+    """Whether the file's first bytes can be had without asking the device."""
+    try:
+        return os.preadv(file, [bytearray(64)], 0, os.RWF_NOWAIT) == 64
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        pytest.skip(f"this file system cannot tell: {error}")
+
+
 class TestPosixStore(StoreTests):
     persistent = True
 
@@ -80,7 +90,26 @@ async def opened(root: Path, layout: BlockLayout = LAYOUT, **options: object) ->
     return store
 
 
+class TestPosixStoreWithoutPageCache(TestPosixStore):
+    def make_store(self, tmp_path: Path) -> Store:
+        return PosixStore(tmp_path / "kv", LAYOUT, page_cache=False)
+
+
 class TestPosixFiles:
+    @pytest.mark.parametrize("page_cache", [True, False])
+    def test_reads_leave_a_copy_in_memory_only_if_wanted(self, tmp_path: Path, page_cache: bool) -> None:
+        async def test() -> None:
+            store = PosixStore(tmp_path / "kv", LAYOUT, sync=True, page_cache=page_cache)  # only clean pages can go
+            await store.open()
+            (key,) = make_keys(1)
+            block = bytearray(os.urandom(LAYOUT.block_bytes))
+            await store.write(key, memoryview(block))
+            await store.read(key, memoryview(bytearray(LAYOUT.block_bytes)))
+            with object_path(store.root, key).open("rb") as file:
+                assert is_cached(file.fileno()) is page_cache
+
+        asyncio.run(test())
+
     def test_restart_sweeps_old_leftovers_only(self, tmp_path: Path) -> None:
         asyncio.run(opened(tmp_path))
         incoming = tmp_path / LAYOUT.fingerprint().hex() / "incoming"

@@ -25,7 +25,13 @@ def test_sizes(text: str, count: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "rate"),
-    [("20MB/s", 20_000_000), ("1.5GiB/s", 3 * 2**29), ("15 mb /s", 15_000_000), ("4096", 4096), ("100Mbit/s", 12_500_000)],
+    [
+        ("20MB/s", 20_000_000),
+        ("1.5GiB/s", 3 * 2**29),
+        ("15 mb /s", 15_000_000),
+        ("4096", 4096),
+        ("100Mbit/s", 12_500_000),
+    ],
 )
 def test_rates(text: str, rate: int) -> None:
     assert parse_rate(text) == rate

@@ -56,6 +56,9 @@ class Storage(Section, frozen=True):
     path: Annotated[
         str, _value("Folder, file URL or bucket (s3://...) of the store; empty: cache folder.", flag="store")
     ] = ""
+    page_cache: Annotated[
+        Literal["keep", "drop"], _value("Whether hosts keep blocks of a file system in their page cache.")
+    ] = "keep"
     snic: Annotated[str, _value("Rate of every node's storage NIC, such as 20MB/s, or none.")] = "none"
     cnic: Annotated[str, _value("Rate of every node's compute NIC; empty: 8 times the storage NIC.")] = ""
     arena: Annotated[str, _value("DRAM buffer of every node, such as 1GiB.")] = "1GiB"

@@ -33,6 +33,7 @@ from dualpath.transport.nic import NicPair
 from dualpath.transport.open import open_transport
 
 log = logging.getLogger("dualpath.node")
+LOOK_UPS = 2  # of the store's workers, beside those for reads and writes
 
 
 def run(config: Config, node: NodeId) -> None:
@@ -66,7 +67,11 @@ async def _run(config: Config, node: NodeId) -> None:
     profiled = profiled_read_rate(config.storage.profile)
     paced = config.storage.pacing == "software"
     rate = config.snic_bytes_per_s if paced else None
-    store: Store = ThrottledStore(open_store(config.store_of(node), spec.layout), spec.layout, rate, rate)
+    storage = open_store(
+        config.store_of(node), spec.layout, page_cache=config.storage.page_cache == "keep",
+        workers=config.storage.read_concurrency + config.storage.write_concurrency + LOOK_UPS,
+    )  # fmt: skip
+    store: Store = ThrottledStore(storage, spec.layout, rate, rate)
     nics = NicPair(config.cnic_bytes_per_s if paced else None)
     transport = open_transport(
         config.storage.transport, host=config.host_of(node).address, nics=nics,

@@ -15,14 +15,18 @@ from dualpath.store.oserrors import unavailable
 
 
 class BlockFolder:
-    """Reads, writes, lists and deletes objects of one layout. StoreUnavailable on any I/O error."""
+    """Reads, writes, lists and deletes objects of one layout. StoreUnavailable on any I/O error.
 
-    def __init__(self, root: Path, layout: BlockLayout, *, sync: bool) -> None:
+    Without `page_cache` blocks come from the file system and leave no copy behind in this host's memory.
+    """
+
+    def __init__(self, root: Path, layout: BlockLayout, *, sync: bool, page_cache: bool = True) -> None:
         self._root = root
         self._layout = layout
         self._namespace = namespace.folder_of(root, layout)
         self._format = BlockFormat(layout)
         self._sync = sync
+        self._page_cache = page_cache
 
     def prepare(self) -> None:
         """Make the folders, check that they are ours and writable, sweep leftovers of crashes."""
@@ -43,8 +47,10 @@ class BlockFolder:
             except FileNotFoundError:
                 raise BlockMissing(f"block {key.hex()} is not stored") from None
             try:
+                self._forget(file)  # what a writer on this host may have left
                 count = _read_whole(file, [memoryview(header), into])
                 size = os.fstat(file).st_size
+                self._forget(file)
             finally:
                 os.close(file)
         self._format.verify(key, header[:count], into[: max(0, count - HEADER_BYTES)])
@@ -93,6 +99,11 @@ class BlockFolder:
     def other_layouts(self) -> list[str]:
         """A line for every other layout that has blocks under this root."""
         return namespace.other_layouts(self._root, self._layout)
+
+    def _forget(self, file: int) -> None:
+        """Drop the file's clean pages from the page cache, if that is wanted."""
+        if not self._page_cache:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _write_new(self, path: Path, parts: list[memoryview]) -> None:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

@@ -18,17 +18,19 @@ _SUPPORTED = (
 _BUCKETS = ("s3:", "gs:", "az:")
 
 
-def open_store(url_or_path: str, layout: BlockLayout, *, workers: int = 8, sync: bool = False) -> Store:
+def open_store(
+    url_or_path: str, layout: BlockLayout, *, workers: int = 8, sync: bool = False, page_cache: bool = True
+) -> Store:
     """The store that the text names, its open() not yet awaited; ConfigError when there is no such kind.
 
-    `workers` threads do the I/O; `sync` is PosixStore's. Buckets take credentials, endpoint and region from the
+    `workers` threads do the I/O; `sync` and `page_cache` are PosixStore's. Buckets take credentials, endpoint and region from the
     environment (AWS_ACCESS_KEY_ID and kin).
     """
     if url_or_path == "memory:":
         return MemoryStore(layout)
     if url_or_path.startswith(_BUCKETS):
         return _bucket_store(url_or_path, layout, workers)
-    return PosixStore(_folder_of(url_or_path), layout, workers=workers, sync=sync)
+    return PosixStore(_folder_of(url_or_path), layout, workers=workers, sync=sync, page_cache=page_cache)
 
 
 def _bucket_store(url: str, layout: BlockLayout, workers: int) -> Store:

@@ -12,9 +12,12 @@ class PosixStore(ThreadedStore):
 
     A written block is seen by all of them and survives any process's death. With `sync` it also survives
     power loss (fsync of file and folder, slow); without, blocks of the last seconds may then be absent or
-    torn, which reads find. `workers` threads do the I/O.
+    torn, which reads find. `workers` threads do the I/O. Without `page_cache` every read asks the file system.
     """
 
-    def __init__(self, root: Path, layout: BlockLayout, *, workers: int = 8, sync: bool = False) -> None:
-        super().__init__(BlockFolder(root, layout, sync=sync), layout, name=str(root), workers=workers)
+    def __init__(
+        self, root: Path, layout: BlockLayout, *, workers: int = 8, sync: bool = False, page_cache: bool = True
+    ) -> None:
+        folder = BlockFolder(root, layout, sync=sync, page_cache=page_cache)
+        super().__init__(folder, layout, name=str(root), workers=workers)
         self.root = root

@@ -14,7 +14,7 @@ def cluster_config(state: State) -> Config:
     snic, cnic = (_rate(rate) for rate in (layout.snic_bytes_per_s, layout.cnic_bytes_per_s))
     return Config(
         cluster=ClusterSection(topology=layout.topology),
-        storage=Storage(path=f"s3://{BUCKET}", snic=snic, cnic=cnic, pacing="network"),
+        storage=Storage(path=f"s3://{BUCKET}", snic=snic, cnic=cnic, pacing="network", page_cache="drop"),
         network=Network(
             scheduler=f"tcp://{layout.management_address(CONTROL)}:{SCHEDULER_PORT}", key_file=str(folder / "key")
         ),

@@ -13,7 +13,7 @@ a real switch does. The management network and control's way to storage are not 
 from typing import NamedTuple
 
 from dualpath.core.config import CONTROL, parse_topology
-from dualpath.qos.ethernet import htb_commands, segment_commands
+from dualpath.qos.ethernet import htb_commands
 
 STORAGE, SWITCH = "storage", "switch"
 PREFIX = "dp"
@@ -101,9 +101,7 @@ class Layout(NamedTuple):
     def _shape(self, host: str, device: str, rate: int | None, *, lanes: bool) -> list[Command]:
         if rate is None:
             return []
-        bits = rate * BITS_PER_BYTE
-        made = [*htb_commands(device, bits, lanes=lanes), *segment_commands(device, bits)]
-        return [[*self.inside(host), *command] for command in made]
+        return [[*self.inside(host), *command] for command in htb_commands(device, rate * BITS_PER_BYTE, lanes=lanes)]
 
     def _bridge(self, host: str, name: str, address: str = "") -> list[Command]:
         return [
