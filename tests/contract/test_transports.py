@@ -20,6 +20,8 @@ from dualpath.transport.open import open_transport
 from dualpath.transport.shm import ShmTransport
 from dualpath.transport.tcp import TcpTransport
 
+KEY = b"the secret of a cluster of tests"
+
 
 class TestTcp(TransportTests):
     def make_transport(
@@ -33,6 +35,14 @@ class TestShm(TransportTests):
         self, folder: Path, *, nics: NicPair | None = None, deadline_s: float = 20, address: str = ""
     ) -> Transport:
         return ShmTransport(folder, nics=nics, deadline_s=deadline_s)
+
+
+class TestTcpWithKey(TestTcp):
+    def make_transport(
+        self, folder: Path, *, nics: NicPair | None = None, deadline_s: float = 20, address: str = ""
+    ) -> Transport:
+        port = int(address.rpartition(":")[2] or 0)
+        return TcpTransport(port=port, nics=nics, deadline_s=deadline_s, key=KEY)
 
 
 # A peer in a process of its own: prints its address, serves until it is killed.
@@ -54,7 +64,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("kind", ["tcp", "shm"])
+@pytest.mark.parametrize("kind", ["tcp", "shm", "auto"])
 @pytest.mark.parametrize("operation", ["fetch", "push"])
 def test_killed_peer_fails_its_transfers_at_once(kind: str, operation: str) -> None:
     peer = subprocess.Popen([sys.executable, "-c", PEER, kind], stdout=subprocess.PIPE, text=True)
@@ -161,10 +171,22 @@ def test_tcp_over_ipv6() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::", "example", "224.0.0.1"])
 def test_tcp_refuses_other_than_loopback(host: str) -> None:
     with pytest.raises(ConfigError):
         TcpTransport(host)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "example", "224.0.0.1"])
+def test_tcp_refuses_addresses_that_peers_cannot_use_even_with_a_key(host: str) -> None:
+    with pytest.raises(ConfigError):
+        TcpTransport(host, key=KEY)
+
+
+def test_tcp_off_loopback_names_the_mend() -> None:
+    for kind in ("tcp", "auto"):
+        with pytest.raises(ConfigError, match=r"network\.key_file"):
+            open_transport(kind, host="192.0.2.1")
 
 
 def test_tcp_port_in_use() -> None:

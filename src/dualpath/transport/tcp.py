@@ -160,6 +160,8 @@ def _allowed(host: str, *, keyed: bool) -> str:
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
         raise ConfigError(f"{host!r} is not an IP address; give one such as 127.0.0.1") from None
+    if address.is_unspecified or address.is_multicast:
+        raise ConfigError(f"peers cannot connect to {host}; give this host's own address on the compute network")
     if not (address.is_loopback or keyed):
         raise ConfigError(f"{host} is reachable from other hosts, which must know a secret: set network.key_file")
     return str(address)
@@ -167,7 +169,7 @@ def _allowed(host: str, *, keyed: bool) -> str:
 
 def _parse(peer: str) -> tuple[str, int]:
     host, _, port = peer.removeprefix(_SCHEME).rpartition(":")
-    if not peer.startswith(_SCHEME) or not host or not port.isdecimal():
+    if not peer.startswith(_SCHEME) or not host or not port.isdecimal() or int(port) > 65_535:
         raise TransferError(f"{peer!r} is not an address of a TCP endpoint (tcp://host:port)")
     return host.strip("[]"), int(port)
 
