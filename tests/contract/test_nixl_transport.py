@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from dualpath.core.errors import ConfigError, TransferError
 from dualpath.core.traffic import MARKS, Traffic
@@ -166,6 +167,51 @@ def test_tcp_address_is_a_transfer_error() -> None:
         await other.transport.start()
         with pytest.raises(TransferError, match="nixl://"):
             await one.transport.fetch(other.remote(Range(0, 10)), local(Range(0, 10)), lane=Lane.LAYERS)
+        await one.close()
+        await other.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("flaw", [{"metadata": b"junk"}, {"ranges": (Range(2**64, MIB),)}])
+def test_targets_that_cannot_be_fail_and_the_lane_lives(flaw: dict[str, object]) -> None:
+    async def run() -> None:
+        one, other = (Node(NixlTransport(), MIB, seed=index) for index in range(2))
+        await one.transport.start()
+        await other.transport.start()
+        lane = other.transport._lanes[Lane.LAYERS]  # type: ignore[attr-defined]
+        load, write = lane.load, lane.write
+        lane.load = lambda sock, target: load(sock, replace(target, **flaw))
+        if "ranges" in flaw:
+            lane.write = lambda writes, *rest: write([w._replace(target=2**64) for w in writes], *rest)
+        with pytest.raises(TransferError, match="NIXL could not"):
+            await one.transport.fetch(other.remote(Range(0, MIB)), local(Range(0, MIB)), lane=Lane.LAYERS)
+        lane.load, lane.write = load, write
+        await one.transport.fetch(other.remote(Range(0, MIB)), local(Range(0, MIB)), lane=Lane.LAYERS)
+        assert bytes(one.memory.view) == bytes(other.memory.view)
+        await one.close()
+        await other.close()
+
+    asyncio.run(run())
+
+
+def test_ucx_that_cannot_reach_the_peer_is_said() -> None:
+    """Though the connection of the request works; nothing else is tried."""
+
+    async def run() -> None:
+        one, other, gone = (Node(NixlTransport(), MIB, seed=index) for index in range(3))
+        for node in (one, other, gone):
+            await node.transport.start()
+        piece = Range(0, 1000)
+        await one.transport.fetch(gone.remote(piece), local(piece), lane=Lane.LAYERS)
+        stale = gone.transport._lanes[Lane.LAYERS]._described  # type: ignore[attr-defined]
+        await gone.transport.fetch(one.remote(piece), local(piece), lane=Lane.LAYERS)
+        described = next(iter(stale.values()))
+        await gone.close()
+        lane = one.transport._lanes[Lane.LAYERS]  # type: ignore[attr-defined]
+        lane._described = dict.fromkeys(lane._described, described)
+        with pytest.raises(TransferError, match="could not reach the peer"):
+            await one.transport.fetch(other.remote(piece), local(piece), lane=Lane.LAYERS)
         await one.close()
         await other.close()
 

@@ -86,12 +86,8 @@ class NixlAgent:
 
     def post(self, writes: Sequence[Write], source: int, peer: str, target: int) -> int:
         """Begin writes from registration `source` into the peer's `target`; returns a handle to poll."""
-        sources = self._nixl.nixlXferDList(
-            self._nixl.DRAM_SEG, np.array([(w.source, w.length, source) for w in writes], np.uint64)
-        )
-        targets = self._nixl.nixlXferDList(
-            self._nixl.DRAM_SEG, np.array([(w.target, w.length, target) for w in writes], np.uint64)
-        )
+        sources = self._call("list memory", self._descriptors, [(w.source, w.length, source) for w in writes])
+        targets = self._call("list memory", self._descriptors, [(w.target, w.length, target) for w in writes])
         write = self._nixl.NIXL_WRITE
         handle = int(
             self._call("prepare a write", self._agent.createXferReq, write, sources, targets, peer, "", self._ucx)
@@ -121,6 +117,9 @@ class NixlAgent:
         self._registered.clear()
         self._agent = None  # its destructor, in this thread
 
+    def _descriptors(self, rows: Sequence[tuple[int, int, int]]) -> Any:
+        return self._nixl.nixlXferDList(self._nixl.DRAM_SEG, np.array(rows, np.uint64))
+
     def _create(self, settings: str) -> int:
         if "UCX" not in self._agent.getAvailPlugins():
             raise RuntimeError("NIXL has no UCX plug-in")
@@ -129,5 +128,5 @@ class NixlAgent:
     def _call(self, what: str, function: Any, *arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except RuntimeError as error:  # all of NIXL's errors
+        except Exception as error:  # NIXL's have no base of their own; and none may end the lane's thread
             raise TransferError(f"NIXL could not {what}: {type(error).__name__} {error}") from None
