@@ -6,8 +6,10 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from dualpath.transport.base import Lane
+from dualpath.transport.streams import Stream
 
 MAX_CONNECTIONS = 8  # to one peer in one lane; further transfers wait their turn
 
@@ -22,19 +24,19 @@ class PeerConnections:
     def __init__(self, connect: Callable[[Lane], Awaitable[socket.socket]], gone: Callable[[], None]) -> None:
         self._connect = connect
         self._gone = gone
-        self._idle: dict[Lane, list[socket.socket]] = {lane: [] for lane in Lane}
+        self._idle: dict[Lane, list[Stream]] = {lane: [] for lane in Lane}
         self._turns = {lane: asyncio.Semaphore(MAX_CONNECTIONS) for lane in Lane}
         self._users = 0
 
     @asynccontextmanager
-    async def connection(self, lane: Lane) -> AsyncIterator[socket.socket]:
+    async def connection(self, lane: Lane) -> AsyncIterator[Stream]:
         """A connection for one transfer; leaving with an exception closes it. OSError when the peer is not
         there.
         """
         self._users += 1
         try:
             async with self._turns[lane]:
-                sock = self._take(lane) or await self._connect(lane)
+                sock = self._take(lane) or Stream(await self._connect(lane))
                 try:
                     yield sock
                 except BaseException:
@@ -51,20 +53,20 @@ class PeerConnections:
             while (sock := self._take(lane)) is not None:
                 sock.close()
 
-    def _take(self, lane: Lane) -> socket.socket | None:
+    def _take(self, lane: Lane) -> Stream | None:
         if not self._idle[lane]:
             return None
-        sock = self._idle[lane].pop()
-        asyncio.get_running_loop().remove_reader(sock)
-        return sock
+        return self._idle[lane].pop()
 
-    def _park(self, sock: socket.socket, lane: Lane) -> None:
+    def _park(self, sock: Stream, lane: Lane) -> None:
         """Keep an idle connection; anything that arrives on it can only be its end, or garbage."""
         self._idle[lane].append(sock)
-        asyncio.get_running_loop().add_reader(sock, self._end, sock, lane)
+        sock.watch(partial(self._end, sock, lane))
 
-    def _end(self, sock: socket.socket, lane: Lane) -> None:
-        asyncio.get_running_loop().remove_reader(sock)
+    def _end(self, sock: Stream, lane: Lane) -> None:
+        if sock not in self._idle[lane]:  # taken since it was parked: its transfer will see
+            sock.ignore()
+            return
         self._idle[lane].remove(sock)
         sock.close()
         self._check_gone()

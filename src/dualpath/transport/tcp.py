@@ -23,12 +23,14 @@ from dualpath.transport.wire import (
     TransferRequest,
     decode_reply,
     encode,
+    frame,
     total_bytes,
 )
 
 DEAD_S = 15  # of silence after which a peer's host counts as gone
 TRAFFIC = {Lane.LAYERS: Traffic.LAYERS, Lane.BLOCKS: Traffic.BLOCKS}
 _SCHEME = "tcp://"
+_OK = encode(TransferReply(Status.OK))
 
 
 class TcpTransport(Endpoint):
@@ -93,17 +95,17 @@ class TcpTransport(Endpoint):
         """FETCH: request, reply, bytes. PUSH: request and bytes, reply; a refused push costs its bytes'
         way.
         """
-        await send_message_async(sock, encode(request))
         if request.operation is Operation.PUSH:
-            await self._send(sock, local, own.ranges, request.lane)
+            await self._send(sock, encode(request), local, own.ranges, request.lane)
+        else:
+            await send_message_async(sock, encode(request))
         reply = decode_reply((await receive_message_async(sock))[0])
         if request.operation is Operation.FETCH and reply.status is Status.OK:
             await self._receive(sock, local, own.ranges, request.lane)
         return reply
 
     async def _serve_fetch(self, sock: socket.socket, request: TransferRequest, region: Region) -> None:
-        await send_message_async(sock, encode(TransferReply(Status.OK)))
-        await self._send(sock, region.memory, request.ranges, request.lane)
+        await self._send(sock, _OK, region.memory, request.ranges, request.lane)
 
     async def _serve_push(self, sock: socket.socket, request: TransferRequest, region: Region) -> None:
         await self._receive(sock, region.memory, request.ranges, request.lane)
@@ -111,21 +113,31 @@ class TcpTransport(Endpoint):
     async def _discard_push(self, sock: socket.socket, request: TransferRequest) -> None:
         await drain(sock, request.total_bytes)
 
-    async def _send(self, sock: socket.socket, memory: memoryview, ranges: Sequence[Range], lane: Lane) -> None:
-        cursor = Cursor(memory, coalesce(ranges))
+    async def _send(
+        self, sock: socket.socket, message: bytes, memory: memoryview, ranges: Sequence[Range], lane: Lane
+    ) -> None:
+        """A message and the bytes behind it: in one go, unless the NIC has to let pieces pass."""
+        cursor, count = Cursor(memory, coalesce(ranges)), total_bytes(ranges)
+        if self._nics.tx.unlimited:
+            await send_views(sock, [memoryview(frame(message)), *cursor.take(count)])
+            return
 
         async def move(size: int) -> None:
             await send_views(sock, cursor.take(size))
 
-        await self._nics.tx.carry(total_bytes(ranges), lane, move)
+        await send_message_async(sock, message)
+        await self._nics.tx.carry(count, lane, move)
 
     async def _receive(self, sock: socket.socket, memory: memoryview, ranges: Sequence[Range], lane: Lane) -> None:
-        cursor = Cursor(memory, coalesce(ranges))
+        cursor, count = Cursor(memory, coalesce(ranges)), total_bytes(ranges)
+        if self._nics.rx.unlimited:
+            await receive_views(sock, cursor.take(count))
+            return
 
         async def move(size: int) -> None:
             await receive_views(sock, cursor.take(size))
 
-        await self._nics.rx.carry(total_bytes(ranges), lane, move)
+        await self._nics.rx.carry(count, lane, move)
 
 
 def set_options(sock: socket.socket) -> None:
