@@ -127,6 +127,20 @@ def test_what_exists_is_not_touched() -> None:
 
 
 @needs_root
+def test_several_commands_may_use_a_testbed_but_none_may_end_it_under_them() -> None:
+    run("testbed", "up", "--name", "ta")
+    serve = dualpath("testbed", "run", "--name", "ta", "--host", "d0", "--", "qos", "--serve", "--host", "10.77.2.12")
+    with subprocess.Popen([*serve, "--port", "5001", "--seconds", "30"], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert "10.77.2.12:5001" in server.stdout.readline()
+        check = ["qos", "--check", "--device", "cnic", "--rate", "800Mbit/s", "--peer", "10.77.2.12:5001"]
+        assert "round trips" in run("testbed", "run", "--name", "ta", "--host", "p0", "--", *check)
+        down = subprocess.run(dualpath("testbed", "down", "--name", "ta"), capture_output=True, text=True)
+        assert down.returncode == 2 and "another command works on testbed ta" in down.stderr
+        server.terminate()
+
+
+@needs_root
 def test_a_second_up_and_a_busy_name_are_refused() -> None:
     run("testbed", "up", "--name", "ta")
     done = subprocess.run(dualpath("testbed", "up", "--name", "ta"), capture_output=True, text=True)

@@ -28,7 +28,7 @@ def test_all_addresses_differ() -> None:
 
 def test_both_directions_of_every_nic_are_shaped_and_nothing_else() -> None:
     shaped = {
-        (c[1].removeprefix("--net=/run/netns/dp-t-"), c[c.index("dev") + 1], c[c.index("ceil") + 1])
+        (c[3].removeprefix("dp-t-"), c[c.index("dev") + 1], c[c.index("ceil") + 1])
         for c in LAYOUT.up_commands()
         if "class" in c and c[c.index("classid") + 1] == "1:1"
     }

@@ -66,7 +66,11 @@ class Layout(NamedTuple):
         return STORAGE_ADDRESS if host == STORAGE else f"{_STORAGE_NET}.{self._number(host)}"
 
     def inside(self, host: str) -> Command:
-        """Prefix of a command that runs in a host's network; files, users and processes stay this machine's."""
+        """Prefix of a command that runs on a host: its network and its /sys; all else stays this machine's."""
+        return ["ip", "netns", "exec", self.namespace(host)]
+
+    def on_network_of(self, host: str) -> Command:
+        """Prefix of a command on a host's network whose mounts all hosts shall see."""
         return ["nsenter", f"--net=/run/netns/{self.namespace(host)}", "--"]
 
     def up_commands(self) -> list[Command]:

@@ -74,7 +74,7 @@ def start_mounts(layout: Layout, folder: Path, credentials: Mapping[str, str], s
         place = folder / f"mnt-{host}"
         place.mkdir()
         command = [juicefs(), "mount", meta, str(place), "--cache-size", "0", "--no-usage-report"]
-        process = spawn(f"mount-{host}", [*layout.inside(host), *command, "--metrics", "127.0.0.1:0"], {})
+        process = spawn(f"mount-{host}", [*layout.on_network_of(host), *command, "--metrics", "127.0.0.1:0"], {})
         _wait(f"the mount of {host}", process, lambda place=place: os.path.ismount(place), folder)  # type: ignore[misc]
         places[host] = place
     return places

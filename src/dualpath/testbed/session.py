@@ -9,7 +9,7 @@ from typing import BinaryIO
 from dualpath.core.errors import ConfigError, ServiceError
 from dualpath.testbed import janitor
 from dualpath.testbed.layout import Layout
-from dualpath.testbed.state import State, folder_of, load, lock
+from dualpath.testbed.state import State, folder_of, lock_to_use
 from dualpath.testbed.testbed import CONFIG_FILE, build, take_down
 
 CONFIGURED = ("replay", "up")  # commands that take --config
@@ -18,12 +18,12 @@ CONFIGURED = ("replay", "up")  # commands that take --config
 def run_in(layout: Layout, storage: str, host: str, command: Sequence[str]) -> int:
     """Run a dualpath command on a host of the testbed; its exit code.
 
-    A testbed of this name that is up is used as it is; otherwise one is made for the command. What a crash left of
+    A testbed of this name that is up is used as it is, also by several commands at once; otherwise one is made for the command. What a crash left of
     a temporary one is removed first.
     """
-    with lock(layout.name) as held:
-        state = load(layout.name)
-        if state is not None and not state.temporary:
+    held, state = lock_to_use(layout.name)
+    with held:
+        if state is not None:
             return _run(state, host, command)
         take_down(layout.name)
         return _run_in_temporary(layout, storage, host, command, held)

@@ -63,13 +63,31 @@ def save(state: State) -> None:
 
 def lock(name: str) -> BinaryIO:
     """Hold the testbed for this process; ConfigError when another one works on it. Ends with the file or process."""
+    file = _lock(name, fcntl.LOCK_EX)
+    if file is None:
+        raise ConfigError(f"another command works on testbed {name}; wait for it, or choose another --name")
+    return file
+
+
+def lock_to_use(name: str) -> tuple[BinaryIO, State | None]:
+    """A testbed that is up, held with others who use it; or None, and then held alone, as by `lock`."""
+    shared = _lock(name, fcntl.LOCK_SH)
+    if shared is not None:
+        state = load(name)
+        if state is not None and not state.temporary:
+            return shared, state
+        shared.close()
+    return lock(name), None
+
+
+def _lock(name: str, how: int) -> BinaryIO | None:
     ROOT.mkdir(mode=0o700, exist_ok=True)
     file = (ROOT / f"{name}.lock").open("wb")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, how | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        raise ConfigError(f"another command works on testbed {name}; wait for it, or choose another --name") from None
+        return None
     return file
 
 
