@@ -1,6 +1,9 @@
-# The verbs: setup, up, test, check, replay, clean. Every verb installs what it needs first.
+# The verbs: setup, up, test, check, replay, testbed, clean. Every verb installs what it needs first.
 #   make up ARGS="--topology 1P2D"         serve the default model on http://127.0.0.1:8000
 #   make replay ARGS="..."                 compare read policies on a trace
+#   make testbed TOPOLOGIES="1P2D"         the same on hosts of their own: namespaces, real networks (root)
+#   make testbed TOPOLOGIES="1P2D"         the same on hosts of their own: namespaces, real networks (root)
+#   make testbed TOPOLOGIES="1P2D"         the same on hosts of their own: namespaces, real networks (root)
 #   make setup PIP_ARGS="--index-url ..."  choose where pip looks, for example for CPU builds of torch
 
 PYTHON ?= python3
@@ -10,7 +13,11 @@ STAMP := .venv/.installed
 REPLAY := paper-64k --topology 1P1D --read-policy prefill-only,shorter-queue,split,unthrottled --snic 15MB/s \
 	--agents 8 --turns 10 --shrink 8 --model tiny --max-context 4096 --seed 0 --json out/replay.json
 
-.PHONY: setup up test check replay clean
+TOPOLOGIES ?= 1P1D 1P2D 2P1D 2P2D
+TESTBED := paper-64k --read-policy prefill-only,shorter-queue,split --agents 8 --turns 10 --shrink 8 --model tiny \
+	--max-context 4096 --seed 0
+
+.PHONY: setup up test check replay testbed clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -39,6 +46,27 @@ replay: ARGS ?= $(REPLAY)
 replay: setup
 	mkdir -p out
 	$(BIN)/dualpath replay $(ARGS)
+
+testbed: ARGS ?= $(TESTBED)
+testbed: setup
+	mkdir -p out
+	for topology in $(TOPOLOGIES); do \
+		$(BIN)/dualpath testbed run --topology $$topology -- replay $(ARGS) --json out/testbed-$$topology.json || exit; \
+	done
+
+testbed: ARGS ?= $(TESTBED)
+testbed: setup
+	mkdir -p out
+	for topology in $(TOPOLOGIES); do \
+		$(BIN)/dualpath testbed run --topology $$topology -- replay $(ARGS) --json out/testbed-$$topology.json || exit; \
+	done
+
+testbed: ARGS ?= $(TESTBED)
+testbed: setup
+	mkdir -p out
+	for topology in $(TOPOLOGIES); do \
+		$(BIN)/dualpath testbed run --topology $$topology -- replay $(ARGS) --json out/testbed-$$topology.json || exit; \
+	done
 
 clean:  # all that was made except .venv
 	rm -rf out build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
