@@ -7,7 +7,7 @@ import ipaddress
 import socket
 from collections.abc import Sequence
 
-from dualpath.core.errors import ConfigError, TransferError
+from dualpath.core.errors import ConfigError, ProtocolError, TransferError
 from dualpath.core.traffic import MARKS, Traffic
 from dualpath.transport.base import Lane, LocalRanges, Range
 from dualpath.transport.endpoint import Endpoint
@@ -27,6 +27,7 @@ from dualpath.transport.wire import (
     total_bytes,
 )
 
+MAX_STRANGERS = 128  # connections at once that have not proved themselves yet; each has greeting.DEADLINE_S
 DEAD_S = 15  # of silence after which a peer's host counts as gone
 TRAFFIC = {Lane.LAYERS: Traffic.LAYERS, Lane.BLOCKS: Traffic.BLOCKS}
 _SCHEME = "tcp://"
@@ -48,6 +49,7 @@ class TcpTransport(Endpoint):
         super().__init__(nics=nics, deadline_s=deadline_s)
         self._host, self._port = _allowed(host, keyed=key is not None), port
         self._greeting = Greeting(key)
+        self._strangers = 0  # connections in their greeting
 
     @property
     def address(self) -> str:
@@ -74,7 +76,13 @@ class TcpTransport(Endpoint):
         return True
 
     async def _greet(self, sock: socket.socket) -> None:
-        mark(sock, await self._greeting.answer(sock))
+        if self._strangers >= MAX_STRANGERS:
+            raise ProtocolError(f"more than {MAX_STRANGERS} connections that have not said who they are")
+        self._strangers += 1
+        try:
+            mark(sock, await self._greeting.answer(sock))
+        finally:
+            self._strangers -= 1
 
     async def _connect(self, peer: str, lane: Lane) -> socket.socket:
         host, port = _parse(peer)
