@@ -12,7 +12,6 @@ from dualpath.qos.describe import describe
 from dualpath.qos.environment import marks
 from dualpath.qos.ethernet import CLASS_IDS, htb_commands, lane_classes, segment_bytes, segment_commands
 from dualpath.qos.fabric import Fabric
-from dualpath.qos.rate import format_bit_rate, parse_bit_rate
 from dualpath.qos.section import as_shell, as_text
 
 RATE = 800_000_000
@@ -136,14 +135,6 @@ def test_shares_out_of_range_are_refused(kv_share: float) -> None:
 def test_a_line_too_slow_is_refused() -> None:
     with pytest.raises(ConfigError, match="below"):
         htb_commands("eth0", 1000)
-
-
-def test_rates_of_lines_are_read_in_bits() -> None:
-    assert parse_bit_rate("800Mbit/s") == parse_bit_rate("0.8 gbit") == RATE
-    assert format_bit_rate(RATE) == "800 Mbit/s" and format_bit_rate(4e11) == "400 Gbit/s"
-    for wrong in ("", "800", "20MB/s", "0Mbit", "-1Gbit/s"):
-        with pytest.raises(ConfigError, match="line"):
-            parse_bit_rate(wrong)
 
 
 def test_marks_in_libraries_words() -> None:

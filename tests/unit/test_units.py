@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dualpath.core.errors import ConfigError
-from dualpath.core.units import format_bytes, parse_bytes, parse_rate
+from dualpath.core.units import format_bit_rate, format_bytes, parse_bytes, parse_rate
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,10 @@ def test_sizes(text: str, count: int) -> None:
 )
 def test_rates(text: str, rate: int) -> None:
     assert parse_rate(text) == rate
+
+
+def test_rates_of_lines_are_shown_in_bits() -> None:
+    assert format_bit_rate(8e8) == "800 Mbit/s" and format_bit_rate(4e11) == "400 Gbit/s"
 
 
 @pytest.mark.parametrize("text", ["none", "off", "Unlimited", " NONE "])

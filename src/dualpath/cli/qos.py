@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from dualpath.core.errors import ConfigError
+from dualpath.core.units import parse_rate
 from dualpath.qos.ethernet import KV_SHARE
 from dualpath.qos.fabric import Fabric
 
@@ -83,9 +84,10 @@ def _devices(fabric: Fabric, device: str) -> tuple[str, str]:
 
 
 def _bit_rate(text: str) -> int:
-    from dualpath.qos.rate import parse_bit_rate
-
-    return parse_bit_rate(text)
+    bytes_per_s = parse_rate(text)
+    if bytes_per_s is None:
+        raise ConfigError(f"--rate {text}: a line has a rate; write for example 800Mbit/s")
+    return bytes_per_s * 8
 
 
 def _peer(text: str) -> tuple[str, int]:

@@ -39,6 +39,15 @@ def format_bytes(count: float) -> str:
     return f"{count:.3g} TB"
 
 
+def format_bit_rate(bits_per_s: float) -> str:
+    """A line's rate for people: 4 significant digits, decimal units."""
+    for unit in ("bit/s", "kbit/s", "Mbit/s"):
+        if bits_per_s < 1000:
+            return f"{bits_per_s:.4g} {unit}"
+        bits_per_s /= 1000
+    return f"{bits_per_s:.4g} Gbit/s"
+
+
 def _parse(text: str, *, rate: bool) -> int:
     match = _QUANTITY.fullmatch(text)
     unit = match and match[2].lower()

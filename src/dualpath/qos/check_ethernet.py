@@ -7,10 +7,10 @@ from pathlib import Path
 
 from dualpath.core.errors import ConfigError
 from dualpath.core.traffic import MARKS, Traffic
+from dualpath.core.units import format_bit_rate
 from dualpath.qos.bursts import Contrast, Peer
 from dualpath.qos.ethernet import CLASS_IDS, KV_SHARE, ROOT, UNMARKED, LaneClass, lane_classes
 from dualpath.qos.finding import Finding, judge
-from dualpath.qos.rate import format_bit_rate
 from dualpath.qos.tc import DeviceState
 from dualpath.qos.wire import mark
 

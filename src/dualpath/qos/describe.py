@@ -2,9 +2,9 @@
 
 from dualpath.core.errors import ConfigError
 from dualpath.core.traffic import MARKS
+from dualpath.core.units import format_bit_rate
 from dualpath.qos import environment, ethernet, infiniband, roce
 from dualpath.qos.fabric import Fabric
-from dualpath.qos.rate import format_bit_rate
 from dualpath.qos.section import Section, command_lines
 
 SOFTWARE_LIMIT = 25_000_000_000  # above it one queueing discipline in software holds the line back
