@@ -2,8 +2,6 @@
 #   make up ARGS="--topology 1P2D"         serve the default model on http://127.0.0.1:8000
 #   make replay ARGS="..."                 compare read policies on a trace
 #   make testbed TOPOLOGIES="1P2D"         the same on hosts of their own: namespaces, real networks (root)
-#   make testbed TOPOLOGIES="1P2D"         the same on hosts of their own: namespaces, real networks (root)
-#   make testbed TOPOLOGIES="1P2D"         the same on hosts of their own: namespaces, real networks (root)
 #   make setup PIP_ARGS="--index-url ..."  choose where pip looks, for example for CPU builds of torch
 
 PYTHON ?= python3
@@ -46,20 +44,6 @@ replay: ARGS ?= $(REPLAY)
 replay: setup
 	mkdir -p out
 	$(BIN)/dualpath replay $(ARGS)
-
-testbed: ARGS ?= $(TESTBED)
-testbed: setup
-	mkdir -p out
-	for topology in $(TOPOLOGIES); do \
-		$(BIN)/dualpath testbed run --topology $$topology -- replay $(ARGS) --json out/testbed-$$topology.json || exit; \
-	done
-
-testbed: ARGS ?= $(TESTBED)
-testbed: setup
-	mkdir -p out
-	for topology in $(TOPOLOGIES); do \
-		$(BIN)/dualpath testbed run --topology $$topology -- replay $(ARGS) --json out/testbed-$$topology.json || exit; \
-	done
 
 testbed: ARGS ?= $(TESTBED)
 testbed: setup

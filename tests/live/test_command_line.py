@@ -22,7 +22,10 @@ def test_version() -> None:
     assert (done.returncode, done.stdout.split()[0]) == (0, "dualpath")
 
 
-@pytest.mark.parametrize("command", [(), *((c,) for c in ("up", "explain", "doctor", "scheduler", "gateway", "agent", "engine"))])
+COMMANDS = ("up", "explain", "replay", "doctor", "qos", "testbed", "scheduler", "gateway", "agent", "engine")
+
+
+@pytest.mark.parametrize("command", [(), *((c,) for c in COMMANDS)])
 def test_help_teaches_and_imports_nothing_slow(command: tuple[str, ...]) -> None:
     code = (
         "import sys; from dualpath.cli.main import app\n"

@@ -49,6 +49,7 @@ def test_timing_header_comment_and_explain() -> None:
 def test_models_health_cluster_metrics() -> None:
     cluster = FakeCluster()
     node = NodeStats("p0", Role.PREFILL, read_bytes=77, lane_bytes={"layers_out": 5})
+    node.transport_bytes, node.transport_fallbacks = {"shm": 4, "tcp": 1}, {"shm": 2}
     engines = [EngineStats("p0/0", Role.PREFILL, steps=3)]
     cluster.state = ClusterReport(
         True, [], [node], engines, decisions={"read:split": 2}, recomputes={"BlockMissing": 1}
@@ -63,6 +64,8 @@ def test_models_health_cluster_metrics() -> None:
     for line in (
         'dualpath_storage_read_bytes_total{node="p0",role="prefill"} 77.0',
         'dualpath_transferred_bytes_total{lane="layers_out",node="p0"} 5.0',
+        'dualpath_transport_bytes_total{node="p0",transport="tcp"} 1.0',
+        'dualpath_transport_fallbacks_total{node="p0",transport="shm"} 2.0',
         'dualpath_engine_steps_total{engine="p0/0",role="prefill"} 3.0',
         'dualpath_decisions_total{choice="split",kind="read"} 2.0',
         'dualpath_recomputes_total{cause="BlockMissing"} 1.0',

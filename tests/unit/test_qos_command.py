@@ -31,7 +31,8 @@ def test_a_fabric_that_is_not_here_fails_the_check(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--rate", "20MB/s"), "rate of a line"),
+        (("--rate", "fast"), "as a rate"),
+        (("--rate", "none"), "a line has a rate"),
         (("--kv-share", "1"), "share"),
         (("--check", "--serve"), "two hosts"),
         (("--check", "--device", "none0"), "--device"),

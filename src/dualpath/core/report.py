@@ -32,6 +32,8 @@ class NodeStats(msgspec.Struct):
     written_bytes: int = 0
     writes_skipped: int = 0  # blocks not persisted: queue full, parent not durable, or store failed
     lane_bytes: dict[str, int] = msgspec.field(default_factory=dict)  # layers_in, layers_out, blocks_in, blocks_out
+    transport_bytes: dict[str, int] = msgspec.field(default_factory=dict)  # the same bytes by shm, tcp, nixl
+    transport_fallbacks: dict[str, int] = msgspec.field(default_factory=dict)  # by the kind that could not connect
     grants_refused: int = 0
 
 

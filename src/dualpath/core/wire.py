@@ -107,7 +107,7 @@ class Rejoin(Message, frozen=True):
 class NodeReport(Message, frozen=True):
     """Heartbeat with counters. `grants_seen` is how many Open messages came in: corrections apply only when all did.
 
-    `reads_left` counts planned blocks whose ReadsAdvanced is still to come, so that it agrees with the messages around it.
+    `reads_left` counts planned blocks whose ReadsAdvanced is still to come: it agrees with the messages around it.
     """
 
     stats: NodeStats

@@ -53,6 +53,17 @@ NODE_METRICS: list[tuple[str, str, str, Callable[[NodeStats], float]]] = [
     ("gauge", "arena_slots_used", "Slots of the arena in use", lambda n: n.arena_slots_used),
 ]
 
+NODE_COUNTS: list[tuple[str, str, str, Callable[[NodeStats], dict[str, int]]]] = [
+    ("transferred_bytes", "Bytes over the compute network by lane", "lane", lambda n: n.lane_bytes),
+    ("transport_bytes", "Bytes between nodes by what carried them", "transport", lambda n: n.transport_bytes),
+    (
+        "transport_fallbacks",
+        "Transports given up for a lesser one, as they could not connect",
+        "transport",
+        lambda n: n.transport_fallbacks,
+    ),
+]
+
 ENGINE_METRICS: list[tuple[str, str, str, Callable[[EngineStats], float]]] = [
     ("gauge", "engine_requests", "Unfinished requests", lambda e: e.requests),
     ("gauge", "engine_tokens", "Tokens of unfinished requests", lambda e: e.tokens),
@@ -93,8 +104,9 @@ class ReportCollector:
         yield from _families(CLUSTER_METRICS, [report], [], lambda _: [])
         yield from _families(NODE_METRICS, report.nodes, ["node", "role"], lambda n: [n.node, n.role])
         yield from _families(ENGINE_METRICS, report.engines, ["engine", "role"], lambda e: [e.engine, e.role])
-        lanes = ((node.node, lane, count) for node in report.nodes for lane, count in node.lane_bytes.items())
-        yield _counted("transferred_bytes", "Bytes over the compute network by lane", ["node", "lane"], lanes)
+        for name, words, label, read in NODE_COUNTS:
+            rows = ((node.node, what, count) for node in report.nodes for what, count in read(node).items())
+            yield _counted(name, words, ["node", label], rows)
         decisions = ((*_kind_and_choice(name), count) for name, count in report.decisions.items())
         yield _counted("decisions", "Scheduling decisions", ["kind", "choice"], decisions)
         yield _counted("recomputes", "Requests started again", ["cause"], report.recomputes.items())

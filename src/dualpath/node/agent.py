@@ -93,6 +93,8 @@ class Agent:
         self.rate.update(self.stats.read_bytes, self.reader.busy_ns())
         self.stats.read_rate_bytes_per_s = self.rate.per_s
         self.stats.lane_bytes = self._transport.lane_bytes()
+        self.stats.transport_bytes = self._transport.kind_bytes()
+        self.stats.transport_fallbacks = self._transport.fallbacks()
         reads_left = sum(g.reads_left for g in self._grants.values() if not (g.closing or g.failed))
         engines = [link.stats for link in self.engines.links.values()]
         return wire.NodeReport(self.stats, engines, self._opened, reads_left)

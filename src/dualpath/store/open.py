@@ -23,8 +23,8 @@ def open_store(
 ) -> Store:
     """The store that the text names, its open() not yet awaited; ConfigError when there is no such kind.
 
-    `workers` threads do the I/O; `sync` and `page_cache` are PosixStore's. Buckets take credentials, endpoint and region from the
-    environment (AWS_ACCESS_KEY_ID and kin).
+    `workers` threads do the I/O; `sync` and `page_cache` are PosixStore's. Buckets take credentials, endpoint and
+    region from the environment (AWS_ACCESS_KEY_ID and kin).
     """
     if url_or_path == "memory:":
         return MemoryStore(layout)

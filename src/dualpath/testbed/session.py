@@ -18,8 +18,8 @@ CONFIGURED = ("replay", "up")  # commands that take --config
 def run_in(layout: Layout, storage: str, host: str, command: Sequence[str]) -> int:
     """Run a dualpath command on a host of the testbed; its exit code.
 
-    A testbed of this name that is up is used as it is, also by several commands at once; otherwise one is made for the command. What a crash left of
-    a temporary one is removed first.
+    A testbed of this name that is up is used as it is, also by several commands at once; otherwise one is made for the
+    command. What a crash left of a temporary one is removed first.
     """
     held, state = lock_to_use(layout.name)
     with held:

@@ -12,6 +12,8 @@ from typing import Protocol
 
 import msgspec
 
+from dualpath.core.errors import TransferError
+
 
 class Lane(enum.IntEnum):
     """Traffic classes. Layer streams gate computation, so they go before background copies of full blocks."""
@@ -45,6 +47,10 @@ class LocalRanges(msgspec.Struct, frozen=True):
 
 Authorize = Callable[[int, Sequence[Range]], bool]
 """Asked with (grant, ranges) before a peer's transfer touches a region; False refuses with GrantExpired."""
+
+
+class Unreachable(TransferError):
+    """No connection to the peer could be had; nothing was moved."""
 
 
 class Transport(Protocol):
@@ -85,6 +91,12 @@ class Transport(Protocol):
 
     def lane_bytes(self) -> dict[str, int]:
         """Bytes moved so far: keys "layers_out", "layers_in", "blocks_out", "blocks_in"; both ends count."""
+
+    def kind_bytes(self) -> dict[str, int]:
+        """The same bytes by what carried them: "shm", "tcp", "nixl"."""
+
+    def fallbacks(self) -> dict[str, int]:
+        """How often a kind could not connect to a peer, so that a lesser one was used; by the kind given up."""
 
     async def close(self) -> None:
         """Close all connections; transfers under way fail with TransferError on both sides."""

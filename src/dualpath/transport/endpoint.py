@@ -4,6 +4,7 @@ transfer.
 A transport adds how peers connect and how the bytes of a granted transfer move.
 """
 
+import asyncio
 import logging
 import socket
 from abc import ABC, abstractmethod
@@ -12,14 +13,14 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from dualpath.core.errors import ConfigError, ProtocolError, TransferError
-from dualpath.transport.base import Authorize, Lane, LocalRanges, RemoteRanges
+from dualpath.transport.base import Authorize, Lane, LocalRanges, RemoteRanges, Unreachable
 from dualpath.transport.deadlines import Deadlines
 from dualpath.transport.fds import receive_message_async, send_message_async
 from dualpath.transport.nic import NicPair
 from dualpath.transport.pool import PeerConnections
 from dualpath.transport.regions import Region, Regions
 from dualpath.transport.server import ConnectionServer
-from dualpath.transport.streams import readable
+from dualpath.transport.streams import Stream
 from dualpath.transport.wire import (
     Operation,
     Status,
@@ -29,6 +30,7 @@ from dualpath.transport.wire import (
     encode,
 )
 
+CONNECT_S = 5.0  # for a connection and its greeting
 _log = logging.getLogger(__name__)
 
 
@@ -117,6 +119,14 @@ class Endpoint(ABC):
         """Bytes of finished transfers, by lane and direction; both ends count."""
         return dict(self._bytes)
 
+    def kind_bytes(self) -> dict[str, int]:
+        """As lane_bytes, in one sum under this kind's name."""
+        return {self.address.partition(":")[0]: sum(self._bytes.values())}
+
+    def fallbacks(self) -> dict[str, int]:
+        """There is nothing to fall back on."""
+        return {}
+
     async def close(self) -> None:
         """Close all connections and forget all regions; transfers under way fail with TransferError on both sides."""
         self._closed = True
@@ -146,7 +156,7 @@ class Endpoint(ABC):
         if self._closed or self._server is None:
             raise TransferError("this endpoint is not open; start() it, and do not use it after close()")
         if peer not in self._peers:
-            self._peers[peer] = PeerConnections(partial(self._connect, peer), partial(self._forget, peer))
+            self._peers[peer] = PeerConnections(partial(self._reach, peer), partial(self._forget, peer))
         try:
             async with self._deadlines.one(), self._peers[peer].connection(lane) as sock:
                 yield sock
@@ -157,6 +167,17 @@ class Endpoint(ABC):
             raise TransferError(f"transfer with {peer} failed: {why}") from None
         except (OSError, ProtocolError, ConfigError) as error:
             raise TransferError(f"transfer with {peer} failed: {error}") from error
+
+    async def _reach(self, peer: str, lane: Lane) -> socket.socket:
+        """A new connection; Unreachable when there is none within CONNECT_S (or half of a shorter deadline)."""
+        limit_s = min(CONNECT_S, self._deadlines.deadline_s / 2)
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._connect(peer, lane)
+        except TimeoutError:
+            raise Unreachable(f"no connection to {peer} within {limit_s:g} s") from None
+        except (OSError, TransferError) as error:
+            raise Unreachable(f"no connection to {peer}: {error}") from error
 
     # Serving peers.
 
@@ -170,10 +191,11 @@ class Endpoint(ABC):
 
     async def _serve(self, sock: socket.socket) -> None:
         """Answer one request after the other until the connection ends; any error ends it."""
+        sock = Stream(sock)
         try:
             await self._greet(sock)
             while True:
-                await readable(sock)
+                await sock.readable()
                 async with self._deadlines.one():
                     body, _ = await receive_message_async(sock)
                     await self._answer(sock, decode_request(body))

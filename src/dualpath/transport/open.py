@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dualpath.core.errors import ConfigError
+from dualpath.transport.auto import AutoTransport
 from dualpath.transport.base import Transport
 from dualpath.transport.nic import NicPair
 from dualpath.transport.shm import ShmTransport
@@ -10,7 +11,7 @@ from dualpath.transport.tcp import TcpTransport
 
 
 def open_transport(
-    kind: str,
+    kind: str = "auto",
     *,
     host: str = "127.0.0.1",
     port: int = 0,
@@ -19,13 +20,17 @@ def open_transport(
     deadline_s: float = 30,
     key: bytes | None = None,
 ) -> Transport:
-    """An endpoint, not yet started: "tcp" on host and port, or "shm" in socket_dir; ConfigError for other
-    kinds.
+    """An endpoint, not yet started: "tcp" or "nixl" on host and port, "shm" in socket_dir, or "auto", which is all that
+    this host has. ConfigError for other kinds, and for one that this host does not have.
     """
     if kind == "auto":
-        kind = "shm" if host == "127.0.0.1" else "tcp"
-    if kind == "tcp":
-        return TcpTransport(host, port, nics=nics, deadline_s=deadline_s, key=key)
+        return AutoTransport(host, port, socket_dir=socket_dir, nics=nics, deadline_s=deadline_s, key=key)
     if kind == "shm":
         return ShmTransport(socket_dir, nics=nics, deadline_s=deadline_s)
-    raise ConfigError(f"no transport {kind!r}; choose shm (one machine) or tcp")
+    if kind == "tcp":
+        return TcpTransport(host, port, nics=nics, deadline_s=deadline_s, key=key)
+    if kind == "nixl":
+        from dualpath.transport.nixl import NixlTransport  # loads UCX
+
+        return NixlTransport(host, port, nics=nics, deadline_s=deadline_s, key=key)
+    raise ConfigError(f"no transport {kind!r}; choose auto, shm (one machine), tcp or nixl")
