@@ -48,7 +48,7 @@ WRONG_FLAGS = [
     (("--cnic", "0"), ("storage.cnic: rate '0' must be positive",)),
     (("--arena", "1KiB"), ("holds no two blocks; give at least",)),
     (("--store", "memory:"), ("name a folder",)),
-    (("--store", "s3://bucket/kv"), ("no store of the kind s3:", "give a folder")),
+    (("--store", "ftp://host/kv"), ("no store of the kind ftp:", "give a folder")),
     (("--port", "70000"), ("network.port",)),
     (("--model", "nosuch"), ("take smollm2, tiny or a local Hugging Face folder",)),
     (("--model", "tiny:legs=4"), ("unknown field `legs`; fields are layers",)),

@@ -1,11 +1,16 @@
 """A testbed as data: who is connected to what, and how it is shaped."""
 
-import pytest
+import os
 
+import pytest
+from typer.testing import CliRunner
+
+from dualpath.cli.main import app
 from dualpath.core.config_file import check_config
 from dualpath.core.errors import ConfigError
 from dualpath.testbed.cluster import cluster_config
 from dualpath.testbed.layout import Layout
+from dualpath.testbed.network import check_privileges
 from dualpath.testbed.state import State, folder_of
 
 LAYOUT = Layout("t", "2P1D", 12_500_000, 100_000_000)
@@ -64,3 +69,18 @@ def test_the_clusters_configuration_is_valid_and_off_loopback(storage: str, stor
 def test_names_that_could_leave_the_folder_or_be_too_long_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="small letters and digits"):
         folder_of(name)
+
+
+@pytest.mark.parametrize("command", [["up"], ["run", "--", "--version"], ["down"], ["cut", "p0", "snic"]])
+def test_without_root_the_error_names_the_mend(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    done = CliRunner().invoke(app, ["testbed", *command])
+    assert isinstance(done.exception, ConfigError)
+    assert "needs root: run it with sudo" in str(done.exception)
+
+
+def test_missing_programs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ConfigError, match="not installed: ip, tc, nsenter; on Debian: apt-get install"):
+        check_privileges()

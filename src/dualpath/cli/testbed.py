@@ -65,9 +65,11 @@ def run(
 @app.command()
 def down(name: Name = "main") -> None:
     """Remove a testbed, also what a crash left of one."""
+    from dualpath.testbed.network import check_privileges
     from dualpath.testbed.state import folder_of, lock
     from dualpath.testbed.testbed import take_down
 
+    check_privileges()
     folder_of(name)
     with lock(name):
         removed = take_down(name)

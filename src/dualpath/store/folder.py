@@ -43,16 +43,9 @@ class BlockFolder:
         path = self.path(key)
         with unavailable("read", path):
             try:
-                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
+                count, size = self._read_file(path, [memoryview(header), into])
+            except FileNotFoundError:  # also in mid-read: mounted file systems lose open files with their names
                 raise BlockMissing(f"block {key.hex()} is not stored") from None
-            try:
-                self._forget(file)  # what a writer on this host may have left
-                count = _read_whole(file, [memoryview(header), into])
-                size = os.fstat(file).st_size
-                self._forget(file)
-            finally:
-                os.close(file)
         self._format.verify(key, header[:count], into[: max(0, count - HEADER_BYTES)])
         if size != count:
             raise BlockCorrupt(f"block {key.hex()}: its file has {size} bytes instead of {count}")
@@ -99,6 +92,18 @@ class BlockFolder:
     def other_layouts(self) -> list[str]:
         """A line for every other layout that has blocks under this root."""
         return namespace.other_layouts(self._root, self._layout)
+
+    def _read_file(self, path: Path, parts: list[memoryview]) -> tuple[int, int]:
+        """Fill the buffers; bytes that came, and bytes that the file has."""
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._forget(file)  # what a writer on this host may have left
+            count = _read_whole(file, parts)
+            size = os.fstat(file).st_size
+            self._forget(file)
+        finally:
+            os.close(file)
+        return count, size
 
     def _forget(self, file: int) -> None:
         """Drop the file's clean pages from the page cache, if that is wanted."""
