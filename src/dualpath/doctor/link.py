@@ -109,7 +109,7 @@ async def measure_link(task: LinkTask, progress: Progress) -> Link:
         try:
             test = LinkTest(endpoint, task.peer, task.block_bytes, bare)
             with as_one_error():
-                return await _figures(test, task, carrier(endpoint, task.peer), progress)
+                return await _figures(test, task, carrier(endpoint), progress)
         finally:
             bare.close()
 
@@ -126,9 +126,10 @@ async def _figures(test: LinkTest, task: LinkTask, transport: str, progress: Pro
     return Link(task.peer, transport, task.how, task.block_bytes, best, round_trips, rates)
 
 
-def carrier(endpoint: Endpoint, peer: str) -> str:
-    """The kind of transport that carried the bytes to a peer."""
-    return peer.partition(":")[0]
+def carrier(endpoint: Endpoint) -> str:
+    """The kind of transport that carried the bytes so far."""
+    carried = endpoint.transport.kind_bytes()
+    return max(carried, key=lambda kind: carried[kind])
 
 
 def most_block_bytes() -> int:
@@ -150,7 +151,10 @@ def _best(rates: Sequence[TransferRate], operation: str, *, bare: bool) -> float
 
 def link_name(link: Link) -> str:
     """A link for people."""
-    return f"{link.transport} over loopback" if link.how == "loopback" else f"{link.transport} to {link.peer}"
+    if link.how == "loopback":
+        return f"{link.transport} over loopback"
+    carrying = (address for address in link.peer.split(",") if address.startswith(f"{link.transport}:"))
+    return f"{link.transport} to {next(carrying, link.peer)}"
 
 
 def _lane_names() -> list[str]:
