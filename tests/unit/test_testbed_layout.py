@@ -56,7 +56,7 @@ def test_what_goes_up_comes_down() -> None:
     assert [c[-1] for c in LAYOUT.down_commands()] == made
 
 
-@pytest.mark.parametrize(("storage", "store"), [("s3", "s3://blocks"), ("mount", "/run/dualpath-testbed/t/mnt-p1")])
+@pytest.mark.parametrize(("storage", "store"), [("s3", "s3://blocks"), ("mount", "/var/lib/dualpath-testbed/t/mnt-p1")])
 def test_the_clusters_configuration_is_valid_and_off_loopback(storage: str, store: str) -> None:
     config = cluster_config(State(LAYOUT, storage, False, {}))
     check_config(config)

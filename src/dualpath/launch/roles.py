@@ -31,9 +31,7 @@ def cluster_roles(config: Config, config_file: Path) -> list[Role]:
     ]  # fmt: skip
 
 
-def _role(
-    name: str, arguments: list[str], config_file: Path, stage: int, host: Host, *, threads: int = 1
-) -> Role:  # fmt: skip
+def _role(name: str, arguments: list[str], config_file: Path, stage: int, host: Host, *, threads: int = 1) -> Role:
     command = (*host.launch, sys.executable, "-m", "dualpath", *arguments, "--config", str(config_file))
     env = {
         "OMP_NUM_THREADS": str(threads),  # as many threads as cores in every process would fight for them

@@ -1,9 +1,9 @@
 """The configuration of a cluster whose roles run on a testbed's hosts."""
 
-from dualpath.core.config import CONTROL, Config, Host, Limits, Network, Port, Storage
+from dualpath.core.config import CONTROL, Config, Host, Network, Port, Storage
 from dualpath.core.config import Cluster as ClusterSection
 from dualpath.testbed.layout import SCHEDULER_PORT, STORAGE, SWITCH, Layout
-from dualpath.testbed.service import BUCKET
+from dualpath.testbed.service import BUCKET, mount_place
 from dualpath.testbed.state import State, folder_of
 
 
@@ -18,7 +18,6 @@ def cluster_config(state: State) -> Config:
         network=Network(
             scheduler=f"tcp://{layout.management_address(CONTROL)}:{SCHEDULER_PORT}", key_file=str(folder / "key")
         ),
-        limits=Limits(start_deadline_s=120),
         hosts={
             CONTROL: Host(address=layout.management_address(CONTROL), store=_store(state, CONTROL)),
             **{node: _host(state, node) for node in layout.nodes},
@@ -40,7 +39,7 @@ def _host(state: State, node: str) -> Host:
 
 
 def _store(state: State, host: str) -> str:
-    return str(folder_of(state.layout.name) / f"mnt-{host}") if state.storage == "mount" else ""
+    return str(mount_place(folder_of(state.layout.name), host)) if state.storage == "mount" else ""
 
 
 def _port(layout: Layout, host: str, device: str, rate: int | None) -> Port | None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from dualpath.core.config import CONTROL
 from dualpath.core.errors import ConfigError, ServiceError
 from dualpath.testbed.layout import S3_PORT, STORAGE, STORAGE_ADDRESS, Layout
 
@@ -49,7 +50,7 @@ def new_credentials() -> dict[str, str]:
 def start_s3(layout: Layout, folder: Path, credentials: Mapping[str, str], spawn: Spawn) -> None:
     """Serve the bucket BUCKET from the storage host; its data lies in `folder`."""
     meta = f"sqlite3://{folder}/s3.db"
-    _format(["--storage", "file", "--bucket", f"{folder}/data/"], meta, BUCKET, {})
+    _format(["--storage", "file", "--bucket", f"{folder}/data/"], meta, BUCKET)
     env = {
         "MINIO_ROOT_USER": credentials["AWS_ACCESS_KEY_ID"],
         "MINIO_ROOT_PASSWORD": credentials["AWS_SECRET_ACCESS_KEY"],
@@ -61,31 +62,33 @@ def start_s3(layout: Layout, folder: Path, credentials: Mapping[str, str], spawn
     _wait("the S3 service", process, lambda: subprocess.run(probe, capture_output=True).returncode == 0, folder)
 
 
-def start_mounts(layout: Layout, folder: Path, credentials: Mapping[str, str], spawn: Spawn) -> dict[str, Path]:
-    """Mount the file system VOLUME on control and all nodes, each through its own storage NIC; where, by host."""
+def start_mounts(layout: Layout, folder: Path, credentials: Mapping[str, str], spawn: Spawn) -> None:
+    """Mount the file system VOLUME on control and all nodes, each through its own storage NIC."""
     if not os.path.exists("/dev/fuse"):
         raise ConfigError("mounting needs /dev/fuse: load the kernel's fuse module, or use --storage s3")
     meta = f"sqlite3://{folder}/mounted.db"
     keys = ["--access-key", credentials["AWS_ACCESS_KEY_ID"], "--secret-key", credentials["AWS_SECRET_ACCESS_KEY"]]
     where = ["--storage", "s3", "--bucket", f"{ENDPOINT}/{BUCKET}", *keys]
-    _format(where, meta, VOLUME, {}, prefix=layout.inside(STORAGE))
-    places = {}
-    for host in ("control", *layout.nodes):
-        place = folder / f"mnt-{host}"
+    _format(where, meta, VOLUME, prefix=layout.inside(STORAGE))
+    for host in (CONTROL, *layout.nodes):
+        place = mount_place(folder, host)
         place.mkdir()
         command = [juicefs(), "mount", meta, str(place), "--cache-size", "0", "--no-usage-report"]
         process = spawn(f"mount-{host}", [*layout.on_network_of(host), *command, "--metrics", "127.0.0.1:0"], {})
         _wait(f"the mount of {host}", process, lambda place=place: os.path.ismount(place), folder)  # type: ignore[misc]
-        places[host] = place
-    return places
+
+
+def mount_place(folder: Path, host: str) -> Path:
+    """Where a host's file system is mounted, below the testbed's folder."""
+    return folder / f"mnt-{host}"
 
 
 _CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=1)"
 
 
-def _format(storage: list[str], meta: str, name: str, env: Mapping[str, str], prefix: Sequence[str] = ()) -> None:
+def _format(storage: list[str], meta: str, name: str, prefix: Sequence[str] = ()) -> None:
     command = [*prefix, juicefs(), "format", *storage, "--trash-days", "0", meta, name]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env}, timeout=READY_DEADLINE_S)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=READY_DEADLINE_S)
     if done.returncode:
         raise ServiceError(f"juicefs cannot make the volume {name}: {done.stderr.strip()[-500:]}")
 

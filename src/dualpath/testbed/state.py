@@ -11,7 +11,7 @@ import msgspec
 from dualpath.core.errors import ConfigError
 from dualpath.testbed.layout import Layout
 
-ROOT = Path("/run/dualpath-testbed")
+ROOT = Path("/var/lib/dualpath-testbed")  # on disk: the stored blocks lie there too
 NAME = re.compile(r"[a-z0-9]{1,12}")  # short enough for every device and namespace
 
 
