@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dualpath.core.ids import NodeId
 from dualpath.core.plan import BlockRange
-from dualpath.policy.loads import NodeLoad
+from dualpath.policy.loads import NodeLoad, ReadChoice
 from dualpath.policy.read import READ_POLICIES
 
 P, D = NodeId("p0"), NodeId("d0")
@@ -41,7 +41,7 @@ def makespan(blocks: int, tokens: int, prefill: NodeLoad, decode: NodeLoad, k: i
 def test_plans_cover_the_hit_front_by_prefill(
     name: str, hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, tokens: int, turn: int
 ) -> None:
-    plan = READ_POLICIES[name](hit, prefill, decode, tokens, turn)
+    plan = READ_POLICIES[name](ReadChoice(hit, prefill, decode, tokens, turn))
     assert plan.covers(hit)
     readers = [segment.reader for segment in plan.segments]
     assert readers in ([], [P], [D], [P, D])
@@ -54,7 +54,7 @@ def test_plans_cover_the_hit_front_by_prefill(
 def test_one_node_in_both_roles_reads_in_one_segment(
     name: str, hit: BlockRange, load: NodeLoad, other_queue: int, turn: int
 ) -> None:
-    plan = READ_POLICIES[name](hit, load, NodeLoad(P, other_queue, load.read_tokens_per_s), 64, turn)
+    plan = READ_POLICIES[name](ReadChoice(hit, load, NodeLoad(P, other_queue, load.read_tokens_per_s), 64, turn))
     assert plan.covers(hit)
     assert len(plan.segments) == (1 if len(hit) else 0)
 
@@ -62,7 +62,7 @@ def test_one_node_in_both_roles_reads_in_one_segment(
 @settings(max_examples=400, deadline=None)
 @given(hits, loads(P), loads(D), block_sizes)
 def test_split_minimises_the_makespan(hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, tokens: int) -> None:
-    plan = READ_POLICIES["split"](hit, prefill, decode, tokens, 0)
+    plan = READ_POLICIES["split"](ReadChoice(hit, prefill, decode, tokens, 0))
     spans = [makespan(len(hit), tokens, prefill, decode, k) for k in range(len(hit) + 1)]
     assert spans[plan.blocks_by(P)] <= min(spans) * (1 + Fraction(1, 10**12))
 
@@ -71,7 +71,7 @@ def test_split_minimises_the_makespan(hit: BlockRange, prefill: NodeLoad, decode
 @given(st.integers(1, 12), st.integers(0, 12), st.integers(0, 12), st.sampled_from([0.0, 1.0, 2.0]))
 def test_split_breaks_ties_by_segments_then_prefill(n: int, queue_p: int, queue_d: int, rate: float) -> None:
     prefill, decode = NodeLoad(P, queue_p, rate), NodeLoad(D, queue_d, rate)
-    plan = READ_POLICIES["split"](BlockRange(0, n), prefill, decode, 1, 0)
+    plan = READ_POLICIES["split"](ReadChoice(BlockRange(0, n), prefill, decode, 1, 0))
     best = min(
         range(n + 1),
         key=lambda k: (makespan(n, 1, prefill, decode, k), (k > 0) + (k < n), n - k),
@@ -82,7 +82,9 @@ def test_split_breaks_ties_by_segments_then_prefill(n: int, queue_p: int, queue_
 @settings(max_examples=200, deadline=None)
 @given(hits, loads(P), loads(D), st.integers(0, 9))
 def test_whole_hit_policies(hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, turn: int) -> None:
-    shares = {name: policy(hit, prefill, decode, 64, turn).blocks_by(P) for name, policy in READ_POLICIES.items()}
+    shares = {
+        name: policy(ReadChoice(hit, prefill, decode, 64, turn)).blocks_by(P) for name, policy in READ_POLICIES.items()
+    }
     assert shares["prefill-only"] == len(hit)
     assert shares["round-robin"] == (len(hit), 0)[turn % 2]
     prefill_is_shorter = prefill.read_queue_tokens <= decode.read_queue_tokens

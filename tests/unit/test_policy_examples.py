@@ -11,7 +11,7 @@ from dualpath.policy.batch import AttentionTime, PrefillWork, fill_batch, fit_at
 from dualpath.policy.bounds import ratio_bounds
 from dualpath.policy.decode import choose_decode, choose_group
 from dualpath.policy.limits import limits_from_rates
-from dualpath.policy.loads import EngineLoad, NodeLoad, Pending
+from dualpath.policy.loads import EngineLoad, NodeLoad, Pending, ReadChoice
 from dualpath.policy.read import READ_POLICIES
 
 P, D = NodeId("p0"), NodeId("d0")
@@ -100,18 +100,18 @@ def test_engine_above_z_comes_last() -> None:
 
 
 def test_split_follows_the_rates() -> None:
-    plan = READ_POLICIES["split"](BlockRange(0, 30), NodeLoad(P, 0, 100.0), NodeLoad(D, 0, 200.0), 64, 0)
+    plan = READ_POLICIES["split"](ReadChoice(BlockRange(0, 30), NodeLoad(P, 0, 100.0), NodeLoad(D, 0, 200.0), 64, 0))
     assert (plan.blocks_by(P), plan.blocks_by(D)) == (10, 20)
 
 
 def test_split_leaves_a_long_queue_alone() -> None:
-    plan = READ_POLICIES["split"](BlockRange(0, 3), NodeLoad(P, 10_000, 1.0), NodeLoad(D, 0, 1.0), 64, 0)
+    plan = READ_POLICIES["split"](ReadChoice(BlockRange(0, 3), NodeLoad(P, 10_000, 1.0), NodeLoad(D, 0, 1.0), 64, 0))
     assert plan.blocks_by(P) == 0
 
 
 @pytest.mark.parametrize("rate", [0.0, math.inf, math.nan])
 def test_split_takes_rates_as_equal_while_one_is_unknown(rate: float) -> None:
-    plan = READ_POLICIES["split"](BlockRange(0, 4), NodeLoad(P, 0, rate), NodeLoad(D, 0, 9.0), 64, 0)
+    plan = READ_POLICIES["split"](ReadChoice(BlockRange(0, 4), NodeLoad(P, 0, rate), NodeLoad(D, 0, 9.0), 64, 0))
     assert (plan.blocks_by(P), plan.blocks_by(D)) == (2, 2)
 
 

@@ -3,6 +3,7 @@
 import msgspec
 
 from dualpath.core.ids import EngineId, NodeId, RequestId
+from dualpath.core.plan import BlockRange
 
 
 class EngineLoad(msgspec.Struct, frozen=True):
@@ -21,6 +22,23 @@ class NodeLoad(msgspec.Struct, frozen=True):
     node: NodeId
     read_queue_tokens: int
     read_tokens_per_s: float
+
+
+class ReadChoice(msgspec.Struct, frozen=True):
+    """All that a read policy knows of one request: its hit, the nodes that may read it, and what computing costs.
+
+    0 stands for what is not known or not measured yet; a policy then decides without it.
+    """
+
+    hit: BlockRange
+    prefill: NodeLoad
+    decode: NodeLoad
+    block_tokens: int
+    turn: int  # non-empty plans made so far
+    spare: NodeLoad | None = None  # of all other nodes the one whose read queue ends soonest
+    prompt_tokens: int = 0
+    compute_wait_s: float = 0.0  # until the chosen prefill engine has done what it has
+    compute_tokens_per_s: float = 0.0  # new tokens that it computes, cached ones not counted
 
 
 class Limits(msgspec.Struct, frozen=True):

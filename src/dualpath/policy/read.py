@@ -3,44 +3,44 @@
 import math
 from collections.abc import Callable
 
-from dualpath.core.ids import NodeId
 from dualpath.core.plan import BlockRange, ReadPlan, ReadSegment
-from dualpath.policy.loads import NodeLoad
+from dualpath.policy.loads import ReadChoice
 
-ReadPolicy = Callable[[BlockRange, NodeLoad, NodeLoad, int, int], ReadPlan]
-"""(hit, prefill node, decode node, tokens a block, non-empty plans made so far) -> plan of the hit."""
+ReadPolicy = Callable[[ReadChoice], ReadPlan]
+"""A pure function of the snapshot."""
 
 
-def prefill_only(hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, block_tokens: int, turn: int) -> ReadPlan:
+def prefill_only(choice: ReadChoice) -> ReadPlan:
     """The classic path, and the baseline: the prefill node reads all."""
-    return _plan(hit, len(hit), prefill.node, decode.node)
+    return _plan(choice, len(choice.hit))
 
 
-def round_robin(hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, block_tokens: int, turn: int) -> ReadPlan:
+def round_robin(choice: ReadChoice) -> ReadPlan:
     """Whole hits, by the prefill node on even turns and by the decode node on odd ones."""
-    return _plan(hit, 0 if turn % 2 else len(hit), prefill.node, decode.node)
+    return _plan(choice, 0 if choice.turn % 2 else len(choice.hit))
 
 
-def shorter_queue(hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, block_tokens: int, turn: int) -> ReadPlan:
+def shorter_queue(choice: ReadChoice) -> ReadPlan:
     """The paper's: the whole hit by the node with fewer tokens in its read queue.
 
     A tie goes to the prefill node. Either way the hit crosses the compute network once, but what the prefill
     node read it can use at once, while the copy to the decode node has until the end of the prefill.
     """
-    decode_reads = decode.read_queue_tokens < prefill.read_queue_tokens
-    return _plan(hit, 0 if decode_reads else len(hit), prefill.node, decode.node)
+    decode_reads = choice.decode.read_queue_tokens < choice.prefill.read_queue_tokens
+    return _plan(choice, 0 if decode_reads else len(choice.hit))
 
 
-def split(hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, block_tokens: int, turn: int) -> ReadPlan:
+def split(choice: ReadChoice) -> ReadPlan:
     """Both nodes read, in the shares that end soonest (the paper's future work).
 
     Minimises the larger of (queue + share) / rate over the nodes that get blocks. Equal plans: the one with
     fewer segments, then the one with more blocks for the prefill node. Rates count as equal while either is
     unknown (not a positive number).
     """
+    prefill, decode, block_tokens = choice.prefill, choice.decode, choice.block_tokens
     rates = (prefill.read_tokens_per_s, decode.read_tokens_per_s)
     prefill_rate, decode_rate = rates if all(0 < rate < math.inf for rate in rates) else (1.0, 1.0)
-    blocks = len(hit)
+    blocks = len(choice.hit)
 
     # Prefill share x where both finish together: (queue_p + x) / rate_p = (queue_d + hit - x) / rate_d
     decode_all_tokens = decode.read_queue_tokens + blocks * block_tokens
@@ -55,7 +55,7 @@ def split(hit: BlockRange, prefill: NodeLoad, decode: NodeLoad, block_tokens: in
     # Level beyond an end of the hit: one queue alone outlasts the other node reading all, so that one does.
     candidates = {min(max(k, 0), blocks) for k in (level, level + 1)}
     best = min(candidates, key=lambda k: (finish_s(k), 0 < k < blocks, -k))
-    return _plan(hit, best, prefill.node, decode.node)
+    return _plan(choice, best)
 
 
 READ_POLICIES: dict[str, ReadPolicy] = {
@@ -66,13 +66,14 @@ READ_POLICIES: dict[str, ReadPolicy] = {
 }
 
 
-def _plan(hit: BlockRange, prefill_blocks: int, prefill: NodeId, decode: NodeId) -> ReadPlan:
+def _plan(choice: ReadChoice, prefill_blocks: int) -> ReadPlan:
     """The first `prefill_blocks` of the hit by the prefill node, the rest by the decode node.
 
     The prefill node takes the front: should a later block be missing, it holds the prefix to recompute from;
     the front is also what concurrent requests share, and the back what decode nodes wrote last and may still
     hold.
     """
+    hit, prefill, decode = choice.hit, choice.prefill.node, choice.decode.node
     cut = hit.stop if prefill == decode else hit.start + prefill_blocks
     parts = ((BlockRange(hit.start, cut), prefill), (BlockRange(cut, hit.stop), decode))
     return ReadPlan(tuple(ReadSegment(blocks, reader) for blocks, reader in parts if len(blocks)))

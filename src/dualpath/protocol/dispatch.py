@@ -14,7 +14,7 @@ from dualpath.core.ids import EngineId, NodeId, RequestId, node_of
 from dualpath.core.plan import BlockRange, ReadPlan, ReadSegment
 from dualpath.core.report import Role
 from dualpath.policy.limits import limits_from_rates
-from dualpath.policy.loads import Limits
+from dualpath.policy.loads import Limits, ReadChoice
 from dualpath.policy.prefill import PREFILL_POLICIES
 from dualpath.policy.read import READ_POLICIES
 from dualpath.protocol.events import RetainedBlock
@@ -128,7 +128,8 @@ class Dispatcher:
         """The policy plans the blocks before the first retained one; stored ones after it go to the decode side."""
         first_retained = min((r.block for r in hit.retained), default=hit.blocks)
         block_tokens = self._settings.block_tokens
-        plan = self._plan_read(BlockRange(0, first_retained), prefill.load(), decode.load(), block_tokens, self._plans)
+        choice = ReadChoice(BlockRange(0, first_retained), prefill.load(), decode.load(), block_tokens, self._plans)
+        plan = self._plan_read(choice)
         retained = {r.block for r in hit.retained}
         strays = [b for b in range(first_retained, hit.blocks) if b not in retained]
         return ReadPlan(plan.segments + tuple(ReadSegment(BlockRange(b, b + 1), decode.node) for b in strays))
