@@ -4,6 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from dualpath.core.runs import Runs
 from dualpath.protocol.ledger import SlotLedger
 
 SLOTS, WRITE_SLOTS = 8, 3
@@ -16,7 +17,7 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         self.ledger = SlotLedger(SLOTS, WRITE_SLOTS)
         self.users: dict[int, list[str]] = {slot: [] for slot in range(SLOTS)}
-        self.grants: dict[int, list[int]] = {}
+        self.grants: dict[int, Runs] = {}
         self.filled_by: dict[int, int] = {}
         self.grant = 0
 
@@ -39,7 +40,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 return
             raise AssertionError("more slots than are available")
         self.grants[self.grant] = self.ledger.take(wanted, self.grant)
-        assert len(set(self.grants[self.grant])) == wanted
+        assert len(set(self.grants[self.grant])) == len(self.grants[self.grant]) == wanted
         for slot in self.grants[self.grant]:
             assert not self.users[slot], "a slot that somebody uses was handed out"
             self.users[slot].append("grant")
@@ -80,6 +81,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.used == sum(bool(users) for users in self.users.values())
         for slot, users in self.users.items():
             assert self.ledger.holds(slot, self.filled_by.get(slot, 0)) == bool(users)
+            assert self.ledger.is_free(slot) == (not users)
             assert not self.ledger.holds(slot, self.grant + 1)
 
 

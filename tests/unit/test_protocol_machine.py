@@ -205,7 +205,7 @@ def test_a_retained_block_is_held_until_the_decode_node_has_it() -> None:
     retained = ev.RetainedBlock(0, "d0", slot, 1)
     (assign,) = of(ev.Assign, story.ask("b", hit=Hit(3, (retained,))))
     assert (assign.decode, assign.retained) == ("d1/0", (retained,))
-    assert assign.plan == ReadPlan((ReadSegment(BlockRange(1, 2), "d1"), ReadSegment(BlockRange(2, 3), "d1")))
+    assert assign.plan == ReadPlan((ReadSegment(BlockRange(1, 3), "d1"),))
     story.tell(ev.DecodeFinished(1, STOP, 3), ev.BlockWritten("d0", slot))
     story.all_released()
     assert story.used("d0") == 1

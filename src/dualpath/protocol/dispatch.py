@@ -6,19 +6,20 @@ slots are not free may be passed by later ones, but not more often than the limi
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
 from dualpath.core.ids import EngineId, NodeId, RequestId, node_of
 from dualpath.core.plan import BlockRange, ReadPlan, ReadSegment
 from dualpath.core.report import Role
+from dualpath.core.runs import Runs
 from dualpath.policy.limits import limits_from_rates
 from dualpath.policy.loads import Limits, ReadChoice
 from dualpath.policy.prefill import PREFILL_POLICIES
 from dualpath.policy.read import READ_POLICIES
 from dualpath.protocol.events import RetainedBlock
-from dualpath.protocol.membership import Membership, Node
+from dualpath.protocol.membership import Engine, Membership, Node
 from dualpath.protocol.placement import place_decodes
 from dualpath.protocol.request import Attempt, Waiting
 from dualpath.protocol.settings import Settings
@@ -93,7 +94,9 @@ class Dispatcher:
         if total_blocks > decode_node.ledger.available:
             return None
         hit = self._hit(request)
-        plan = self._plan(hit, prefill_node, decode_node)
+        plan = self._plan(hit, prefill_node, prefill_node.engines[prefill_id], decode_node)
+        if not hit.retained:  # the policy may leave the end of the hit to be computed again
+            hit = Hit(plan.stop)
         prefill_blocks = _blocks_of(plan, prefill_node.node)
         if len(prefill_blocks) > prefill_node.ledger.available:
             return None
@@ -124,15 +127,18 @@ class Dispatcher:
         node = self._members.nodes.get(block.node)
         return node is not None and node.ledger.holds(block.slot, block.grant)
 
-    def _plan(self, hit: Hit, prefill: Node, decode: Node) -> ReadPlan:
+    def _plan(self, hit: Hit, prefill: Node, engine: Engine, decode: Node) -> ReadPlan:
         """The policy plans the blocks before the first retained one; stored ones after it go to the decode side."""
         first_retained = min((r.block for r in hit.retained), default=hit.blocks)
         block_tokens = self._settings.block_tokens
-        choice = ReadChoice(BlockRange(0, first_retained), prefill.load(), decode.load(), block_tokens, self._plans)
+        choice = ReadChoice(
+            BlockRange(0, first_retained), prefill.load(), decode.load(), block_tokens, self._plans,
+            compute_wait_s=engine.wait_s, compute_tokens_per_s=0.0 if hit.retained else engine.compute_tokens_per_s,
+        )  # fmt: skip
         plan = self._plan_read(choice)
-        retained = {r.block for r in hit.retained}
-        strays = [b for b in range(first_retained, hit.blocks) if b not in retained]
-        return ReadPlan(plan.segments + tuple(ReadSegment(BlockRange(b, b + 1), decode.node) for b in strays))
+        if not hit.retained:
+            return plan
+        return ReadPlan(plan.segments + tuple(ReadSegment(blocks, decode.node) for blocks in _between(hit)))
 
     def _count_decisions(self, attempt: Attempt) -> None:
         self.decisions[f"prefill:{attempt.prefill.engine}"] += 1
@@ -143,5 +149,13 @@ class Dispatcher:
         self.decisions[f"read:{kind}"] += 1
 
 
-def _blocks_of(plan: ReadPlan, reader: NodeId) -> tuple[int, ...]:
-    return tuple(b for s in plan.segments if s.reader == reader for b in range(s.blocks.start, s.blocks.stop))
+def _blocks_of(plan: ReadPlan, reader: NodeId) -> Runs:
+    return Runs([(s.blocks.start, len(s.blocks)) for s in plan.segments if s.reader == reader])
+
+
+def _between(hit: Hit) -> Iterator[BlockRange]:
+    """The stored blocks behind the first retained one."""
+    retained = sorted(r.block for r in hit.retained)
+    for block, following in zip(retained, [*retained[1:], hit.blocks], strict=True):
+        if following > block + 1:
+            yield BlockRange(block + 1, following)

@@ -9,6 +9,7 @@ from dualpath.core.ids import EngineId, NodeId, RequestId
 from dualpath.core.plan import ReadPlan
 from dualpath.core.report import Role
 from dualpath.core.request import FinishReason
+from dualpath.core.runs import Runs
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -34,10 +35,12 @@ class NodeReported(Event, frozen=True):
 
 
 class EngineReported(Event, frozen=True):
-    """The rate at which a prefill engine gets through prompts, cached tokens included (what tok_e counts)."""
+    """The rates at which a prefill engine gets through prompts, cached tokens included (what tok_e counts), and
+    at which it computes new tokens; 0 for one that is not known yet."""
 
     engine: EngineId
     process_tokens_per_s: float
+    compute_tokens_per_s: float = 0.0
 
 
 class NodeLost(Event, frozen=True):
@@ -52,6 +55,7 @@ class EngineJoined(Event, frozen=True):
     engine: EngineId
     kv_tokens: int
     process_tokens_per_s: float
+    compute_tokens_per_s: float = 0.0
 
 
 class EngineLost(Event, frozen=True):
@@ -173,9 +177,9 @@ class Assign(Command, frozen=True):
     hit_blocks: int
     plan: ReadPlan  # the blocks to read from storage
     retained: tuple[RetainedBlock, ...]  # the rest of the hit
-    prefill_blocks: tuple[int, ...]  # the blocks that lie in prefill_slots, in order
-    prefill_slots: tuple[int, ...]
-    decode_slots: tuple[int, ...]  # one per block of the request, tokens to come included
+    prefill_blocks: Runs  # the blocks that lie in prefill_slots, in order
+    prefill_slots: Runs
+    decode_slots: Runs  # one per block of the request, tokens to come included
 
 
 class StartPull(Command, frozen=True):

@@ -13,8 +13,12 @@ from dataclasses import dataclass, field
 
 from dualpath.core.ids import NodeId, RequestId
 from dualpath.core.plan import ReadPlan
+from dualpath.core.runs import Runs
 from dualpath.protocol.events import Assign, RetainedBlock
 from dualpath.protocol.membership import Engine, Node
+
+
+_NO_SLOTS = Runs()
 
 
 class Phase(enum.Enum):
@@ -59,9 +63,9 @@ class Attempt:
     hit_blocks: int
     plan: ReadPlan
     retained: tuple[RetainedBlock, ...]
-    prefill_blocks: tuple[int, ...]
-    prefill_slots: list[int]
-    decode_slots: list[int]
+    prefill_blocks: Runs
+    prefill_slots: Runs  # empty once they are given back
+    decode_slots: Runs
     deadline_ns: int = 0
     phase: Phase = Phase.LOADING
     copied: bool = False  # the decode node has what the prefill node read
@@ -83,7 +87,7 @@ class Attempt:
         """The command that starts it."""
         return Assign(
             self.grant, self.waiting.request, self.prefill.engine, self.decode.engine, self.hit_blocks, self.plan,
-            self.retained, self.prefill_blocks, tuple(self.prefill_slots), tuple(self.decode_slots),
+            self.retained, self.prefill_blocks, self.prefill_slots, self.decode_slots,
         )  # fmt: skip
 
     # loads -------------------------------------------------------------------------------------------------------
@@ -161,11 +165,8 @@ class Attempt:
         prefill_out = self.prefill_node.node not in self.unreleased
         decode_out = self.decode_node.node not in self.unreleased
         if prefill_out and (self.copied or decode_out):
-            _give_back(self.prefill_node, self.prefill_slots)
+            self.prefill_node.ledger.release(self.prefill_slots)
+            self.prefill_slots = _NO_SLOTS
         if prefill_out and decode_out:
-            _give_back(self.decode_node, self.decode_slots)
-
-
-def _give_back(node: Node, slots: list[int]) -> None:
-    node.ledger.release(slots)
-    slots.clear()
+            self.decode_node.ledger.release(self.decode_slots)
+            self.decode_slots = _NO_SLOTS

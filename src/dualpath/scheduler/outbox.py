@@ -25,14 +25,14 @@ def open_prefill(command: ev.Assign, live: LiveRequest, addresses: Mapping[NodeI
 
 def open_decode(command: ev.Assign, live: LiveRequest, addresses: Mapping[NodeId, str]) -> wire.OpenDecode:
     """The decode node's part of an assignment."""
-    keys, slots = live.submission.keys, command.decode_slots
+    keys, slots = live.submission.keys, list(command.decode_slots)
     own = node_of(command.decode)
     blocks = (b for s in command.plan.segments if s.reader == own for b in range(s.blocks.start, s.blocks.stop))
     return wire.OpenDecode(
         grant=command.grant,
         engine=command.decode,
         peer=addresses[node_of(command.prefill)],
-        slots=list(slots),
+        slots=slots,
         reads=[wire.ReadItem(slots[b], keys[b]) for b in blocks],
         retained=[wire.RetainedItem(slots[r.block], addresses[r.node], r.slot, r.grant) for r in command.retained],
         pulls=[(slots[b], s) for b, s in zip(command.prefill_blocks, command.prefill_slots, strict=True)],
@@ -76,7 +76,7 @@ def start_decode(command: ev.StartDecode, live: LiveRequest) -> wire.StartDecode
 def persist_prompt(live: LiveRequest, index: PrefixIndex) -> wire.Persist:
     """The prompt blocks that this attempt computed and nobody has stored yet."""
     assert live.assign is not None
-    assign, keys = live.assign, live.submission.keys
+    assign, keys, slots = live.assign, live.submission.keys, list(live.assign.decode_slots)
     new = [b for b in range(assign.hit_blocks, len(keys)) if not index.knows(keys[b])]
-    items = [wire.PersistItem(assign.decode_slots[b], keys[b], live.parent_of(b) if b else b"") for b in new]
+    items = [wire.PersistItem(slots[b], keys[b], live.parent_of(b) if b else b"") for b in new]
     return wire.Persist(assign.grant, items)
