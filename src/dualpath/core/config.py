@@ -85,7 +85,8 @@ class Scheduling(Section, frozen=True):
         Literal["least-tokens-short-queue", "round-robin"], _value("How prefill engines are chosen.")
     ] = "least-tokens-short-queue"
     read_policy: Annotated[
-        Literal["prefill-only", "round-robin", "shorter-queue", "split"], _value("Who reads a hit from storage.")
+        Literal["prefill-only", "round-robin", "shorter-queue", "split", "load-or-recompute"],
+        _value("Who reads a hit from storage."),
     ] = "split"
     quota_ms: Annotated[int, _value("Predicted attention time of one prefill batch.", ge=1)] = 300
     window_tokens: Annotated[int, _value("Prefill engine's window: tokens of one layer.", ge=1)] = 16384

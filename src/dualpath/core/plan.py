@@ -27,6 +27,11 @@ class ReadPlan(msgspec.Struct, frozen=True):
 
     segments: tuple[ReadSegment, ...]
 
+    @property
+    def stop(self) -> int:
+        """The end of its last block; 0 without any."""
+        return self.segments[-1].blocks.stop if self.segments else 0
+
     def blocks_by(self, reader: NodeId) -> int:
         """How many blocks this node reads."""
         return sum(len(s.blocks) for s in self.segments if s.reader == reader)

@@ -51,6 +51,7 @@ class EngineStats(msgspec.Struct):
     kv_memory_bytes: int = 0  # KV memory of the engine now: window (prefill) or caches of running requests (decode)
     layer_wait_ns: int = 0
     process_tokens_per_s: float = 0.0  # prefill: prompt tokens, cached ones included, while it had work
+    compute_tokens_per_s: float = 0.0  # prefill: new tokens only, while it had work
 
 
 class ClusterReport(msgspec.Struct):

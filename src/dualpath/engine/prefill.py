@@ -64,6 +64,7 @@ class PrefillEngine:
         self._model = model
         self._attention = attention
         self._rate = rate
+        self._compute_rate = RateMeter(0.0)
         self._prompt_tokens = 0  # of finished prompts, cached ones included
         self._busy_ns = 0
         self._quota_ns = quota_ns
@@ -217,4 +218,6 @@ class PrefillEngine:
             self._reported_s = time.monotonic()
             self._rate.update(self._prompt_tokens, self._busy_ns)
             self._stats.process_tokens_per_s = self._rate.per_s
+            self._compute_rate.update(self._stats.prompt_tokens, self._busy_ns)
+            self._stats.compute_tokens_per_s = self._compute_rate.per_s
             self._client.send(wire.EngineReport(self._stats))

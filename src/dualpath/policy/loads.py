@@ -36,7 +36,6 @@ class ReadChoice(msgspec.Struct, frozen=True):
     block_tokens: int
     turn: int  # non-empty plans made so far
     spare: NodeLoad | None = None  # of all other nodes the one whose read queue ends soonest
-    prompt_tokens: int = 0
     compute_wait_s: float = 0.0  # until the chosen prefill engine has done what it has
     compute_tokens_per_s: float = 0.0  # new tokens that it computes, cached ones not counted
 

@@ -1,10 +1,14 @@
 """Who reads a request's hit from storage: the prefill node, the decode node or both (paper section 5)."""
 
-import math
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
+from dualpath.core.ids import NodeId
 from dualpath.core.plan import BlockRange, ReadPlan, ReadSegment
-from dualpath.policy.loads import ReadChoice
+from dualpath.policy.loads import NodeLoad, ReadChoice
+from dualpath.policy.recompute import blocks_worth_reading
+from dualpath.policy.shares import even_shares
 
 ReadPolicy = Callable[[ReadChoice], ReadPlan]
 """A pure function of the snapshot."""
@@ -33,29 +37,29 @@ def shorter_queue(choice: ReadChoice) -> ReadPlan:
 def split(choice: ReadChoice) -> ReadPlan:
     """Both nodes read, in the shares that end soonest (the paper's future work).
 
-    Minimises the larger of (queue + share) / rate over the nodes that get blocks. Equal plans: the one with
-    fewer segments, then the one with more blocks for the prefill node. Rates count as equal while either is
-    unknown (not a positive number).
+    Equal plans: the one with fewer segments, then the one with more blocks for the prefill node. Rates count as equal
+    while either is unknown.
     """
-    prefill, decode, block_tokens = choice.prefill, choice.decode, choice.block_tokens
-    rates = (prefill.read_tokens_per_s, decode.read_tokens_per_s)
-    prefill_rate, decode_rate = rates if all(0 < rate < math.inf for rate in rates) else (1.0, 1.0)
-    blocks = len(choice.hit)
+    shares, _ = even_shares(_pair(choice), len(choice.hit), choice.block_tokens)
+    return _plan(choice, shares[0])
 
-    # Prefill share x where both finish together: (queue_p + x) / rate_p = (queue_d + hit - x) / rate_d
-    decode_all_tokens = decode.read_queue_tokens + blocks * block_tokens
-    ahead = prefill_rate * decode_all_tokens - decode_rate * prefill.read_queue_tokens
-    level = math.floor(ahead / ((prefill_rate + decode_rate) * block_tokens))
 
-    def finish_s(prefill_blocks: int) -> float:
-        prefill_tokens = prefill.read_queue_tokens + prefill_blocks * block_tokens
-        decode_tokens = decode_all_tokens - prefill_blocks * block_tokens
-        return max(prefill_tokens / prefill_rate, decode_tokens / decode_rate)
+def load_or_recompute(choice: ReadChoice) -> ReadPlan:
+    """As `split`, but the plan may end before the hit does: what it leaves out is computed sooner than read."""
+    blocks = blocks_worth_reading(choice, _pair(choice))
+    start = choice.hit.start
+    return split(replace(choice, hit=BlockRange(start, start + blocks)))
 
-    # Level beyond an end of the hit: one queue alone outlasts the other node reading all, so that one does.
-    candidates = {min(max(k, 0), blocks) for k in (level, level + 1)}
-    best = min(candidates, key=lambda k: (finish_s(k), 0 < k < blocks, -k))
-    return _plan(choice, best)
+
+def any_node(choice: ReadChoice) -> ReadPlan:
+    """As `split`, and the spare node reads too if all ends sooner with it (the paper's future work)."""
+    pair = _pair(choice)
+    if choice.spare is None:
+        return split(choice)
+    shares, _ = even_shares([*pair, choice.spare], len(choice.hit), choice.block_tokens)
+    *others, last = shares
+    readers = [pair[0].node, choice.spare.node, *(n.node for n in pair[1:])]
+    return _segments(choice.hit, list(zip(readers, [others[0], last, *others[1:]], strict=True)))
 
 
 READ_POLICIES: dict[str, ReadPolicy] = {
@@ -63,7 +67,13 @@ READ_POLICIES: dict[str, ReadPolicy] = {
     "round-robin": round_robin,
     "shorter-queue": shorter_queue,
     "split": split,
+    "load-or-recompute": load_or_recompute,
 }
+
+
+def _pair(choice: ReadChoice) -> list[NodeLoad]:
+    """The request's nodes; one, if it plays both roles."""
+    return [choice.prefill] if choice.prefill.node == choice.decode.node else [choice.prefill, choice.decode]
 
 
 def _plan(choice: ReadChoice, prefill_blocks: int) -> ReadPlan:
@@ -73,7 +83,18 @@ def _plan(choice: ReadChoice, prefill_blocks: int) -> ReadPlan:
     the front is also what concurrent requests share, and the back what decode nodes wrote last and may still
     hold.
     """
-    hit, prefill, decode = choice.hit, choice.prefill.node, choice.decode.node
-    cut = hit.stop if prefill == decode else hit.start + prefill_blocks
-    parts = ((BlockRange(hit.start, cut), prefill), (BlockRange(cut, hit.stop), decode))
-    return ReadPlan(tuple(ReadSegment(blocks, reader) for blocks, reader in parts if len(blocks)))
+    prefill, decode = choice.prefill.node, choice.decode.node
+    blocks = len(choice.hit)
+    if prefill == decode:
+        prefill_blocks = blocks
+    return _segments(choice.hit, [(prefill, prefill_blocks), (decode, blocks - prefill_blocks)])
+
+
+def _segments(hit: BlockRange, shares: list[tuple[NodeId, int]]) -> ReadPlan:
+    """The hit cut into runs, in the order of `shares`."""
+    segments, start = [], hit.start
+    for reader, blocks in shares:
+        if blocks:
+            segments.append(ReadSegment(BlockRange(start, start + blocks), reader))
+            start += blocks
+    return ReadPlan(tuple(segments))

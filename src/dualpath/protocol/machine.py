@@ -135,6 +135,7 @@ class ClusterMachine:
         engine = self.members.engine(event.engine)
         if engine:
             engine.process_tokens_per_s = event.process_tokens_per_s
+            engine.compute_tokens_per_s = event.compute_tokens_per_s
 
     @_on.register
     def _node_lost(self, event: ev.NodeLost) -> None:
@@ -157,7 +158,8 @@ class ClusterMachine:
         node = self.members.nodes.get(node_of(event.engine))
         if node:
             self._lose_engine(node, event.engine)
-            node.engines[event.engine] = Engine(event.engine, event.kv_tokens, event.process_tokens_per_s)
+            rates = (event.process_tokens_per_s, event.compute_tokens_per_s)
+            node.engines[event.engine] = Engine(event.engine, event.kv_tokens, *rates)
 
     @_on.register
     def _engine_lost(self, event: ev.EngineLost) -> None:

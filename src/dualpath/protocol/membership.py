@@ -16,8 +16,14 @@ class Engine:
     engine: EngineId
     kv_tokens: int
     process_tokens_per_s: float
+    compute_tokens_per_s: float = 0.0  # new tokens only
     requests: int = 0
     tokens: int = 0
+
+    @property
+    def wait_s(self) -> float:
+        """Until it is through with what was assigned to it; 0 while its rate is unknown."""
+        return self.tokens / self.process_tokens_per_s if self.process_tokens_per_s > 0 else 0.0
 
 
 @dataclass(slots=True, eq=False)

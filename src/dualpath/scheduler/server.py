@@ -188,7 +188,8 @@ class Scheduler:
         self._feed(ev.NodeReported(node, rate, queue))
         for engine in message.engines:
             if engine.process_tokens_per_s:
-                self._feed(ev.EngineReported(engine.engine, engine.process_tokens_per_s))
+                rates = (engine.process_tokens_per_s, engine.compute_tokens_per_s)
+                self._feed(ev.EngineReported(engine.engine, *rates))
 
     @_on.register
     def _engine_joined(self, message: wire.EngineJoined) -> None:
