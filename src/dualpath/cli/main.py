@@ -11,6 +11,7 @@ from dualpath.cli.doctor import doctor
 from dualpath.cli.explain import explain
 from dualpath.cli.qos import qos
 from dualpath.cli.replay import replay
+from dualpath.cli.reproduce import reproduce
 from dualpath.cli.roles import agent, engine, gateway, scheduler
 from dualpath.cli.testbed import app as testbed
 from dualpath.cli.up import up
@@ -34,7 +35,7 @@ Examples:
 """
 
 app = typer.Typer(name="dualpath", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-for command in (up, replay, explain, qos, doctor):
+for command in (up, replay, reproduce, explain, qos, doctor):
     app.command()(command)
 app.add_typer(testbed, name="testbed")
 for command in (scheduler, gateway, agent, engine):

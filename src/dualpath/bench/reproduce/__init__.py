@@ -1,0 +1,1 @@
+"""The paper's evaluation again, in simulation: every number of its section 6 beside ours."""

@@ -1,0 +1,87 @@
+"""How evenly nodes read and engines attend (paper section 6, load balance)."""
+
+from dualpath.bench.reproduce.figure import Figure, Number
+from dualpath.bench.reproduce.measures import Measure
+from dualpath.bench.reproduce.outcome import Balance, Missing, Outcome, Results, known
+from dualpath.bench.reproduce.plot import Curve, Plot
+from dualpath.bench.reproduce.size import first_turns
+from dualpath.bench.reproduce.systems import (
+    DUALPATH,
+    READING_NAMES,
+    READINGS,
+    SMALL,
+    TWO_PATHS,
+    Reading,
+    System,
+    scenario,
+)
+from dualpath.sim.scenario import Scenario
+
+AGENTS = 1024
+_SYSTEMS = (TWO_PATHS, DUALPATH)
+_SHOWN = {TWO_PATHS.name: "round robin", DUALPATH.name: "scheduling"}
+_PAPER_SNIC = {TWO_PATHS.name: 1.53, DUALPATH.name: 1.18}
+_INTERVALS = "Over intervals of 5 s; the paper does not give its interval, and shorter ones show higher ratios."
+
+
+def _run(system: System, reading: Reading, quick: bool) -> Scenario:
+    return scenario(system, SMALL, f"paper-48k{reading}", AGENTS, **first_turns(quick))
+
+
+def _scenarios(results: Results, quick: bool) -> list[Scenario]:
+    return [_run(system, reading, quick) for reading in READINGS for system in _SYSTEMS]
+
+
+def _of(outcome: Outcome, part: str) -> Balance:
+    found = getattr(outcome, part)
+    if found is None:
+        raise Missing("the run is too short for a series")
+    return found
+
+
+def _value(scenario: Scenario, part: str, name: str) -> Measure:
+    return lambda results: known(getattr(_of(results[scenario], part), name), "balance: nothing happened in that time")
+
+
+def _numbers(quick: bool) -> list[Number]:
+    numbers = []
+    for reading in READINGS:
+        for system in _SYSTEMS:
+            run = _run(system, reading, quick)
+            tail = f"{_SHOWN[system.name]}, {READING_NAMES[reading]}"
+            facts = (
+                ("snic", "weighted", f"storage NICs, max / mean traffic: {tail}", _PAPER_SNIC[system.name],
+                 f"Sum of maxima over sum of means of the nodes. {_INTERVALS}"),
+                ("attention", "early", f"attention time in the first 5% of the job, max / mean: {tail}",
+                 1.06 if system is DUALPATH else None,
+                 f"Prefill engines. The paper says as low as 1.06; ours is the mean of that time. {_INTERVALS}"),
+                ("attention", "weighted", f"attention time in the whole job, max / mean: {tail}", None, _INTERVALS),
+            )  # fmt: skip
+            numbers += [Number(name, paper, _value(run, part, field), why) for part, field, name, paper, why in facts]
+    return numbers
+
+
+def _plots(results: Results, quick: bool) -> list[Plot]:
+    kinds = (("snic", "storage NICs"), ("attention", "attention time"))
+    return [_plot(results, reading, part, name, quick) for reading in READINGS for part, name in kinds]
+
+
+def _plot(results: Results, reading: Reading, part: str, name: str, quick: bool) -> Plot:
+    def curve(system: System) -> Curve:
+        try:
+            found = _of(results[_run(system, reading, quick)], part).points
+        except Missing:
+            found = []
+        return Curve(_SHOWN[system.name], found, system.colour, marked=False)
+
+    return Plot(
+        title=f"27B 1P1D, 48K, {AGENTS} agents, {READING_NAMES[reading]}: {name}", x_label="time (s)",
+        y_label="max / mean", y_from=1.0, curves=[curve(system) for system in _SYSTEMS],
+    )  # fmt: skip
+
+
+BALANCE = Figure(
+    name="balance", title="Balance of storage NICs and of attention",
+    setting="27B on 1P1D, MaxLen 48K, 1024 agents, offline; both paths, before and after scheduling.",
+    scenarios=_scenarios, numbers=_numbers, plots=_plots,
+)  # fmt: skip
