@@ -9,6 +9,12 @@ import msgspec
 
 from dualpath.sim.config_fields import DTYPE_BYTES, Fields
 
+# Kernels of a layer's attention, counted in open serving engines: projections, norms, rotation, write to the cache,
+# attention and the combination of its parts; MLA adds low-rank steps and their quantization, DSA its index and top-k.
+GROUPED_KERNELS = 6
+LATENT_KERNELS = 14
+INDEX_KERNELS = 10
+
 SCALE_BYTES = 4  # of 128 values in fp8
 SCALED_VALUES = 128
 
@@ -25,6 +31,7 @@ class Attention(msgspec.Struct, frozen=True, kw_only=True):
     top_tokens: int = 0  # sparse: keys that a query attends to, chosen by an index over all; 0: all
     index_pair_flops: int = 0
     index_key_bytes: int = 0
+    kernels: int  # that a forward pass starts, projections included: an assumption
 
     def flops(self, layers: int, cached: int, new: int) -> float:
         """Of `new` tokens behind `cached` ones, in all layers."""
@@ -60,6 +67,7 @@ def _grouped(fields: Fields, layers: int, hidden: int, kv_dtype: str) -> Attenti
         token_bytes=token_bytes,
         pair_flops=4 * heads * head_dim,
         key_bytes=token_bytes,
+        kernels=GROUPED_KERNELS,
         window_layers=_window_layers(fields, layers) if window else 0,
         window_tokens=window,
     )
@@ -90,6 +98,7 @@ def _latent(fields: Fields, hidden: int, kv_dtype: str) -> Attention:
         token_bytes=latent_bytes,
         pair_flops=2 * heads * (rank + rope + rank),
         key_bytes=latent_bytes,
+        kernels=LATENT_KERNELS,
     )
     if not fields.first("index_topk"):
         return attention
@@ -114,4 +123,5 @@ def _with_index(attention: Attention, fields: Fields, hidden: int, query_size: i
         top_tokens=fields.count("index_topk"),
         index_pair_flops=heads * (2 * dim + 2),
         index_key_bytes=key_bytes,
+        kernels=attention.kernels + INDEX_KERNELS,
     )

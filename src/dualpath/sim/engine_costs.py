@@ -14,6 +14,7 @@ from dualpath.sim.engine_memory import pooled_bytes
 from dualpath.sim.hardware import Hardware
 from dualpath.sim.models import ModelShape
 
+ALWAYS_TOUCHED = -50.0  # a finite stand-in for the logarithm of no chance at all
 COMBINED_BYTES = 2  # a value on its way back from the experts, in 16 bits
 
 
@@ -36,21 +37,11 @@ class GroupCosts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DecodeAttention(msgspec.Struct, frozen=True):
-    """Costs of a key that is attended to, by kind of layer, and of one that is only scored by the index."""
+    """Costs of a key of the context, in layers that look at all, and in those that attend to at most `limit_tokens`."""
 
-    full_ns: float
-    window_ns: float
-    window_tokens: int
-    sparse_ns: float
-    top_tokens: int
-    index_ns: float
-
-    def step_ns(self, requests: int, context_tokens: int) -> float:
-        """Of one engine's batch; its requests are taken to be equally long."""
-        windowed = min(context_tokens, requests * self.window_tokens)
-        chosen = min(context_tokens, requests * self.top_tokens)
-        every_key_ns = (self.full_ns + self.index_ns) * context_tokens
-        return every_key_ns + self.window_ns * windowed + self.sparse_ns * chosen
+    every_key_ns: float
+    limited_key_ns: float
+    limit_tokens: int  # of one request: the window, or the keys that the index chooses
 
 
 def group_costs(hardware: Hardware, model: ModelShape, group: int) -> GroupCosts:
@@ -60,15 +51,16 @@ def group_costs(hardware: Hardware, model: ModelShape, group: int) -> GroupCosts
     head_bytes = model.embedding_bytes / 2  # the input's embedding is only looked up
     local_bytes = model.weight_bytes - pooled - model.embedding_bytes
     pooled_flops, pooled_dtype, pooled_layers = _pooled_part(model)
+    exchange_ns = hardware.near_exchange_ns if group <= hardware.gpus else hardware.far_exchange_ns
     exchanges = 2 * pooled_layers if group > 1 else 0
     return GroupCosts(
-        fixed_ns=model.layers * hardware.layer_ns + exchanges * hardware.collective_ns + hardware.step_ns
+        fixed_ns=model.kernels * hardware.kernel_ns + exchanges * exchange_ns + hardware.step_ns
         + _read_ns(hardware, head_bytes),
         local_token_ns=_matrix_ns(hardware, 2 * local_bytes / DTYPE_BYTES[model.weight_dtype], model.weight_dtype),
         local_weights_ns=_read_ns(hardware, local_bytes),
         pooled_token_ns=_matrix_ns(hardware, pooled_flops, pooled_dtype) / group * _imbalance(hardware, model, group),
         pooled_weights_ns=_read_ns(hardware, pooled / group),
-        untouched=math.log1p(-ff.chosen / ff.experts) if ff.chosen < ff.experts else -math.inf,
+        untouched=math.log1p(-ff.chosen / ff.experts) if ff.chosen < ff.experts else ALWAYS_TOUCHED,
         exchange_token_ns=_exchange_token_ns(hardware, model, group) * pooled_layers,
     )  # fmt: skip
 
@@ -95,19 +87,12 @@ def decode_attention(hardware: Hardware, model: ModelShape) -> DecodeAttention:
     """All layers; one query a request, so every key is read for it alone."""
     attention = model.attention
     key_ns = max(_attend_ns(hardware, attention.pair_flops), _read_ns(hardware, attention.key_bytes))
-    index_ns = max(
-        _matrix_ns(hardware, attention.index_pair_flops, "fp8"), _read_ns(hardware, attention.index_key_bytes)
-    )
-    sparse = attention.top_tokens > 0
-    full_layers = 0 if sparse else model.layers - attention.window_layers
-    return DecodeAttention(
-        full_ns=key_ns * full_layers,
-        window_ns=key_ns * attention.window_layers,
-        window_tokens=attention.window_tokens,
-        sparse_ns=key_ns * model.layers if sparse else 0.0,
-        top_tokens=attention.top_tokens,
-        index_ns=index_ns * model.layers,
-    )
+    score_ns = _matrix_ns(hardware, attention.index_pair_flops, "fp8")
+    index_ns = max(score_ns, _read_ns(hardware, attention.index_key_bytes))
+    if attention.top_tokens:
+        return DecodeAttention(index_ns * model.layers, key_ns * model.layers, attention.top_tokens)
+    full_layers = model.layers - attention.window_layers
+    return DecodeAttention(key_ns * full_layers, key_ns * attention.window_layers, attention.window_tokens)
 
 
 def _pooled_part(model: ModelShape) -> tuple[float, str, int]:

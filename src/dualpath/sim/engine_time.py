@@ -47,15 +47,18 @@ class EngineTime:
 
     def decode_step_ns(self, requests: Sequence[int], context_tokens: Sequence[int]) -> int:
         """One token for every request of a decode group: requests of each member, and the sum of their contexts."""
-        costs, attend_ns = self._decode, self._decode_attention.step_ns
-        token_ns, weights_ns = costs.local_token_ns, costs.local_weights_ns
+        costs, attention = self._decode, self._decode_attention
+        every_ns, limited_ns, limit = attention.every_key_ns, attention.limited_key_ns, attention.limit_tokens
         slowest_ns = max(
             [
-                attend_ns(count, context) + max(count * token_ns, weights_ns)
+                context * every_ns + limited_ns * (context if context < count * limit else count * limit)
                 for count, context in zip(requests, context_tokens, strict=True)
             ]
         )
-        return costs.step_ns(slowest_ns, sum(requests), max(requests))
+        most = max(requests)
+        # Shared out evenly, the member with the longest contexts has about the most requests, too
+        slowest_ns += max(most * costs.local_token_ns, costs.local_weights_ns)
+        return costs.step_ns(slowest_ns, sum(requests), most)
 
     def prefill_window_tokens(self, layerwise: bool) -> int:
         """KV that fits a prefill engine: two layers of it (one computes, one moves), or all."""

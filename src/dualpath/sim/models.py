@@ -14,6 +14,10 @@ from dualpath.sim.attention import Attention, read_attention
 from dualpath.sim.config_fields import DTYPE_BYTES, Fields, dtype_of
 from dualpath.sim.facts import Fact, find_data, read_facts
 
+NORM_KERNELS = 2  # of a layer, and below those of its feed-forward part: assumptions, counted as in attention.py
+DENSE_KERNELS = 3
+EXPERT_KERNELS = 10  # router, choice, permutations, quantization, grouped products, shared experts
+
 
 class FeedForward(msgspec.Struct, frozen=True, kw_only=True):
     """Gated feed-forward parts; parameters are of one layer, or of one expert."""
@@ -45,6 +49,13 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
     def is_moe(self) -> bool:
         """Whether tokens choose experts."""
         return self.feed_forward.moe_layers > 0
+
+    @property
+    def kernels(self) -> int:
+        """That one forward pass starts."""
+        ff = self.feed_forward
+        in_each_layer = NORM_KERNELS + self.attention.kernels
+        return self.layers * in_each_layer + ff.dense_layers * DENSE_KERNELS + ff.moe_layers * EXPERT_KERNELS
 
     @property
     def kv_bytes_per_token(self) -> int:
