@@ -176,9 +176,9 @@ def _read_feed_forward(fields: Fields, layers: int, hidden: int) -> FeedForward:
 def _dense_layers(fields: Fields, layers: int) -> int:
     """Layers without experts, in a model that has them."""
     first = fields.first("first_k_dense_replace") or 0
-    only = len(fields.names("mlp_only_layers"))
-    step = fields.first("decoder_sparse_step", "moe_layer_freq") or 1
-    return layers - (layers - first) // step + only
+    step = fields.first("decoder_sparse_step") or 1
+    plain = set(fields.names("mlp_only_layers"))
+    return sum(layer < first or (layer + 1) % step != 0 or layer in plain for layer in range(layers))
 
 
 def _read_json(file: Path) -> dict[str, Any]:
