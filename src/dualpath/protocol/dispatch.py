@@ -1,161 +1,183 @@
-"""From waiting requests to attempts: who prefills, who decodes, who reads, and in which slots.
+"""From waiting requests to attempts: who starts, in which order, on which engines.
 
 Requests are looked at in order of arrival. One starts when the decode policy has placed it, a prefill engine may take
 it, and both arenas have all its slots: all or nothing, so nothing that holds slots waits for slots. A request whose
-slots are not free may be passed by later ones, but not more often than the limit says; then all wait for it.
+slots are not free may be passed by later ones, but not more often than the limit says, nor more of them at a time;
+then all wait for it.
+
+What that means is written down plainly in tests/plain_dispatch.py, as a walk over all requests and all engines. Here
+nothing is counted that has not changed: indexes over loads are told of the nodes that have, and of each decode group
+only the next request that could start is known. Both start exactly the same attempts.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable
 
-import msgspec
-
-from dualpath.core.ids import EngineId, NodeId, RequestId, node_of
-from dualpath.core.plan import BlockRange, ReadPlan, ReadSegment
+from dualpath.core.ids import EngineId, NodeId
 from dualpath.core.report import Role
-from dualpath.core.runs import Runs
+from dualpath.policy.decode_queue import DecodeQueue
 from dualpath.policy.limits import limits_from_rates
-from dualpath.policy.loads import Limits, ReadChoice
-from dualpath.policy.prefill import PREFILL_POLICIES
-from dualpath.policy.read import READ_POLICIES
-from dualpath.protocol.events import RetainedBlock
-from dualpath.protocol.membership import Engine, Membership, Node
-from dualpath.protocol.placement import place_decodes
-from dualpath.protocol.request import Attempt, Waiting
+from dualpath.policy.loads import Limits
+from dualpath.policy.prefill_index import PREFILL_INDEXES, PrefillIndex
+from dualpath.policy.ranking import Ranking
+from dualpath.protocol.making import AttemptMaker
+from dualpath.protocol.membership import Membership, Node
+from dualpath.protocol.request import Attempt
 from dualpath.protocol.settings import Settings
-
-
-class Hit(msgspec.Struct, frozen=True):
-    """The cached prefix of a request: `blocks` full blocks, of which `retained` lie in arenas, the rest on storage."""
-
-    blocks: int
-    retained: tuple[RetainedBlock, ...] = ()
-
-
-LookUp = Callable[[RequestId], Hit]
+from dualpath.protocol.waiting import Waiting, WaitingRoom
 
 
 class Dispatcher:
-    """Makes attempts. Keeps no request and no attempt; counts its decisions by kind."""
+    """Keeps the waiting requests; start() takes out those that can start."""
 
-    def __init__(self, settings: Settings, look_up: LookUp, members: Membership) -> None:
-        self._settings = settings
-        self._look_up = look_up
+    def __init__(self, settings: Settings, maker: AttemptMaker, members: Membership) -> None:
+        self._overtake_limit = settings.overtake_limit
+        self._maker = maker
         self._members = members
-        self._choose_prefill = PREFILL_POLICIES[settings.prefill_policy]
-        self._plan_read = READ_POLICIES[settings.read_policy]
-        self._grants = 0
-        self._plans = 0
-        self.decisions: Counter[str] = Counter()
+        self.waiting = WaitingRoom()
+        self._prefills: PrefillIndex = PREFILL_INDEXES[settings.prefill_policy]()
+        self._queues: dict[NodeId, DecodeQueue[Waiting]] = {}  # of decode nodes that have engines
+        self._groups: Ranking[NodeId] = Ranking()  # the same, the least loaded first
+        self._changed: set[NodeId] = set()  # those whose queue or loads have changed since they were last looked at
+        self._open: Ranking[NodeId] = Ranking()  # those with a next request to try, by its place in the order
+        self._limits: Limits | None = None
+        self._limits_of: tuple[float, float] | None = None
 
-    def start(self, waiting: Sequence[Waiting]) -> list[Attempt]:
+    def add(self, request: Waiting) -> None:
+        """One more waits."""
+        self.waiting.add(request)
+
+    def remove(self, request: Waiting) -> None:
+        """One waits no more."""
+        self.waiting.remove(request)
+        if request.group in self._queues:
+            self._queues[request.group].remove(request.sequence)
+            self._queue_changed(request.group)
+
+    def start(self) -> list[Attempt]:
         """Attempts for those who can start now, their loads counted and their slots taken."""
-        if not waiting:
+        if not self.waiting:
             return []
-        placed = place_decodes(waiting, list(self._members.of_role(Role.DECODE)))
-        limits = self._limits()
+        self._look_at_nodes()
+        self._choose_groups()
+        limits = self._current_limits()
+        if self._prefills.choose(limits, self._maker.made) is None:
+            return []  # who could start would wait for a prefill engine
+        self._look_at_queues()
+        started = self._walk(limits)
+        for attempt in started:
+            self.remove(attempt.waiting)
+        return started
+
+    # what has changed ------------------------------------------------------------------------------------------------
+
+    def _look_at_nodes(self) -> None:
+        """Tell the indexes of all nodes whose engines or loads have changed."""
+        self._look_at_prefill_nodes()
+        changed = self._members.changed[Role.DECODE]
+        for node in self._gone_first(changed):
+            if not node.engines or not self._members.is_current(node):
+                self._drop_group(node.node)
+            else:
+                self._queues.setdefault(node.node, DecodeQueue())
+                self._queue_changed(node.node)
+        changed.clear()
+
+    def _look_at_prefill_nodes(self) -> None:
+        changed = self._members.changed[Role.PREFILL]
+        for node in self._gone_first(changed):
+            if self._members.is_current(node):
+                self._prefills.update(node.node, node.position, node.read_queue_tokens, node.engines.values())
+            else:
+                self._prefills.remove(node.node)
+        changed.clear()
+
+    def _gone_first(self, nodes: set[Node]) -> Iterable[Node]:
+        """Former lives before the present ones of the same names."""
+        return sorted(nodes, key=lambda n: n.position) if len(nodes) > 1 else nodes
+
+    def _queue_changed(self, group: NodeId) -> None:
+        node = self._members.nodes.get(group)
+        if node:  # else it has just gone, and will be dropped
+            tokens = sum([e.tokens for e in node.engines.values()]) + self._queues[group].tokens
+            self._groups.set(group, (tokens, node.read_queue_tokens, node.position))
+            self._changed.add(group)
+
+    def _drop_group(self, group: NodeId) -> None:
+        """A decode node without engines: who waited for it needs another one."""
+        queue = self._queues.pop(group, None)
+        self._groups.discard(group)
+        self._open.discard(group)
+        self._changed.discard(group)
+        for request in queue.requests() if queue else ():
+            self.waiting.ungroup(request)
+
+    def _choose_groups(self) -> None:
+        """Phase 1 of the decode policy (choose_group) for those without a group."""
+        while (group := self._groups.first()) is not None and (request := self.waiting.next_ungrouped()) is not None:
+            request.group = group
+            self._queues[group].add(request.sequence, request.total_tokens, request)
+            self._queue_changed(group)
+
+    def _look_at_queues(self) -> None:
+        for group in self._changed:
+            queue = self._queues[group]
+            queue.update(self._members.nodes[group].engines.values())
+            self._open_at(group, 0)
+        self._changed.clear()
+
+    def _open_at(self, group: NodeId, index: int) -> None:
+        """The group's next request to try is number `index`, if it has so many."""
+        sequence = self._queues[group].sequence(index)
+        if sequence is None:
+            self._open.discard(group)
+        else:
+            self._open.set(group, sequence)
+
+    def _current_limits(self) -> Limits:
+        rates = self._members.mean_rates()
+        if self._limits is None or rates != self._limits_of:
+            self._limits, self._limits_of = limits_from_rates(*rates), rates
+        return self._limits
+
+    # the walk --------------------------------------------------------------------------------------------------------
+
+    def _walk(self, limits: Limits) -> list[Attempt]:
+        """Through the groups' next requests in order of arrival, as far as they can start or may be passed."""
         started: list[Attempt] = []
         passed: list[Waiting] = []  # their slots are not free
-        for request in waiting:
-            decode = placed.get(request.request)
-            if decode is None:
-                continue  # its group's KV memory is full, also for all behind it there; other groups go on
-            prefill = self._choose_prefill_engine(limits)
+        tried: dict[NodeId, int] = {}  # how many of each group
+        while (group := self._open.first()) is not None:
+            at = tried.setdefault(group, 0)
+            placed = self._queues[group].placement(at)
+            if placed is None:  # no KV memory for it, nor for all behind it there; other groups go on
+                self._open.discard(group)
+                continue
+            prefill = self._choose_prefill(limits)
             if prefill is None:
                 break
-            attempt = self._try_start(request, prefill, decode)
+            tried[group] = at + 1
+            self._open_at(group, at + 1)
+            attempt = self._maker.make(placed.request, prefill, placed.engine)
             if attempt is None:
-                passed.append(request)
+                passed.append(placed.request)
             else:
                 started.append(attempt)
                 for earlier in passed:
                     earlier.overtaken += 1
-            if any(w.overtaken >= self._settings.overtake_limit for w in passed):
+            if self._must_stop(passed):
                 break
+        self._reopen(tried)
         return started
 
-    def _limits(self) -> Limits:
-        """alpha and beta from the rates that nodes and engines measured (means over the prefill side)."""
-        nodes = list(self._members.of_role(Role.PREFILL))
-        engines = list(self._members.engines(Role.PREFILL))
-        read = sum(n.read_tokens_per_s for n in nodes) / max(1, len(nodes))
-        process = sum(e.process_tokens_per_s for e in engines) / max(1, len(engines))
-        return limits_from_rates(read, process)
+    def _choose_prefill(self, limits: Limits) -> EngineId | None:
+        self._look_at_prefill_nodes()  # attempts that have just been made count
+        return self._prefills.choose(limits, self._maker.made)
 
-    def _choose_prefill_engine(self, limits: Limits) -> EngineId | None:
-        loads = [load for node in self._members.of_role(Role.PREFILL) for load in node.engine_loads()]
-        return self._choose_prefill(loads, limits, self._grants)
+    def _must_stop(self, passed: list[Waiting]) -> bool:
+        return len(passed) > self._overtake_limit or any(w.overtaken >= self._overtake_limit for w in passed)
 
-    def _try_start(self, request: Waiting, prefill_id: EngineId, decode_id: EngineId) -> Attempt | None:
-        """Plan the read and reserve all slots on both sides, or change nothing."""
-        prefill_node = self._members.nodes[node_of(prefill_id)]
-        decode_node = self._members.nodes[node_of(decode_id)]
-        total_blocks = -(-request.total_tokens // self._settings.block_tokens)
-        if total_blocks > decode_node.ledger.available:
-            return None
-        hit = self._hit(request)
-        plan = self._plan(hit, prefill_node, prefill_node.engines[prefill_id], decode_node)
-        if not hit.retained:  # the policy may leave the end of the hit to be computed again
-            hit = Hit(plan.stop)
-        prefill_blocks = _blocks_of(plan, prefill_node.node)
-        if len(prefill_blocks) > prefill_node.ledger.available:
-            return None
-        grant = self._settings.first_grant + self._grants
-        self._grants += 1
-        self._plans += bool(plan.segments)
-        request.attempts += 1
-        attempt = Attempt(
-            grant, request, prefill_node, prefill_node.engines[prefill_id], decode_node,
-            decode_node.engines[decode_id], hit.blocks, plan, hit.retained, prefill_blocks,
-            prefill_node.ledger.take(len(prefill_blocks), grant), decode_node.ledger.take(total_blocks, grant),
-        )  # fmt: skip
-        attempt.occupy([self._members.nodes[r.node] for r in hit.retained], self._settings.block_tokens)
-        self._count_decisions(attempt)
-        return attempt
-
-    def _hit(self, request: Waiting) -> Hit:
-        """The usable hit: at least one prompt token is always computed, for the first token's logits."""
-        if request.attempts >= self._settings.attempts_with_hits:
-            return Hit(0)
-        hit = self._look_up(request.request)
-        blocks = min(hit.blocks, (request.prompt_tokens - 1) // self._settings.block_tokens)
-        blocks = min([blocks, *(r.block for r in hit.retained if not self._is_there(r))])
-        return Hit(blocks, tuple(r for r in hit.retained if r.block < blocks))
-
-    def _is_there(self, block: RetainedBlock) -> bool:
-        """Whether the slot still has the block; the index is only a hint."""
-        node = self._members.nodes.get(block.node)
-        return node is not None and node.ledger.holds(block.slot, block.grant)
-
-    def _plan(self, hit: Hit, prefill: Node, engine: Engine, decode: Node) -> ReadPlan:
-        """The policy plans the blocks before the first retained one; stored ones after it go to the decode side."""
-        first_retained = min((r.block for r in hit.retained), default=hit.blocks)
-        block_tokens = self._settings.block_tokens
-        choice = ReadChoice(
-            BlockRange(0, first_retained), prefill.load(), decode.load(), block_tokens, self._plans,
-            compute_wait_s=engine.wait_s, compute_tokens_per_s=0.0 if hit.retained else engine.compute_tokens_per_s,
-        )  # fmt: skip
-        plan = self._plan_read(choice)
-        if not hit.retained:
-            return plan
-        return ReadPlan(plan.segments + tuple(ReadSegment(blocks, decode.node) for blocks in _between(hit)))
-
-    def _count_decisions(self, attempt: Attempt) -> None:
-        self.decisions[f"prefill:{attempt.prefill.engine}"] += 1
-        self.decisions[f"decode:{attempt.decode.engine}"] += 1
-        readers = {s.reader for s in attempt.plan.segments}
-        sides = {attempt.prefill_node.node: "prefill", attempt.decode_node.node: "decode"}
-        kind = "split" if len(readers) > 1 else next((sides[r] for r in readers), "nothing")
-        self.decisions[f"read:{kind}"] += 1
-
-
-def _blocks_of(plan: ReadPlan, reader: NodeId) -> Runs:
-    return Runs([(s.blocks.start, len(s.blocks)) for s in plan.segments if s.reader == reader])
-
-
-def _between(hit: Hit) -> Iterator[BlockRange]:
-    """The stored blocks behind the first retained one."""
-    retained = sorted(r.block for r in hit.retained)
-    for block, following in zip(retained, [*retained[1:], hit.blocks], strict=True):
-        if following > block + 1:
-            yield BlockRange(block + 1, following)
+    def _reopen(self, tried: dict[NodeId, int]) -> None:
+        """The next walk begins with the first of each group again, if that one can be placed."""
+        for group in tried:
+            if self._queues[group].placement(0) is not None:
+                self._open_at(group, 0)

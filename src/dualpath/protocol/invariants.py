@@ -1,20 +1,22 @@
 """What is true of the cluster machine between any two events; for tests."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from dualpath.core.ids import RequestId
 from dualpath.core.report import Role
 from dualpath.protocol.membership import Engine, Membership
-from dualpath.protocol.request import Attempt, Phase, Waiting
+from dualpath.protocol.request import Attempt, Phase
+from dualpath.protocol.waiting import WaitingRoom
 
 
 def check_cluster(
     members: Membership,
     attempts: Mapping[int, Attempt],
-    waiting: Sequence[Waiting],
+    waiting: WaitingRoom,
     running: Mapping[RequestId, int],
 ) -> None:
     """AssertionError, in words, if slots, loads or lists contradict each other."""
+    members.check()
     for node in members.nodes.values():
         node.ledger.check()
     _check_slots(attempts.values())

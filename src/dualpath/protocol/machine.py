@@ -12,25 +12,50 @@ is not submitted again while it waits or runs; a node that joins again has ended
 lets nobody write into its arena under a grant from then.
 """
 
-import bisect
 import heapq
 from collections import Counter, deque
-from functools import singledispatchmethod
+from collections.abc import Callable
+from typing import Any
 
 from dualpath.core.ids import EngineId, NodeId, RequestId, node_of
 from dualpath.core.request import FinishReason
 from dualpath.protocol import events as ev
-from dualpath.protocol.dispatch import Dispatcher, Hit, LookUp
+from dualpath.protocol.dispatch import Dispatcher
 from dualpath.protocol.invariants import check_cluster
 from dualpath.protocol.ledger import SlotLedger
+from dualpath.protocol.making import AttemptMaker, Hit, LookUp
 from dualpath.protocol.membership import Engine, Membership, Node
-from dualpath.protocol.request import Attempt, Phase, Waiting
+from dualpath.protocol.request import Attempt, Phase
 from dualpath.protocol.settings import Settings
+from dualpath.protocol.waiting import Waiting, WaitingRoom
 
 __all__ = ["ClusterMachine", "Hit", "LookUp", "Settings"]
 
 # Frequent events that let no waiting request start: they free neither slots nor load.
-_FREE_NOTHING = (ev.ReadsAdvanced, ev.CopyFinished, ev.PrefillStarted, ev.DecodeStarted, ev.BlockHeld)
+_FREE_NOTHING = frozenset((ev.ReadsAdvanced, ev.CopyFinished, ev.PrefillStarted, ev.DecodeStarted, ev.BlockHeld))
+
+# What each event calls
+_ON = {
+    ev.NodeJoined: "_node_joined",
+    ev.NodeReported: "_node_reported",
+    ev.EngineReported: "_engine_reported",
+    ev.NodeLost: "_node_lost",
+    ev.EngineJoined: "_engine_joined",
+    ev.EngineLost: "_engine_lost",
+    ev.RequestArrived: "_arrived",
+    ev.RequestCancelled: "_cancelled",
+    ev.ReadsAdvanced: "_reads_advanced",
+    ev.ReadsFinished: "_reads_finished",
+    ev.PrefillStarted: "_prefill_started",
+    ev.CopyFinished: "_copy_finished",
+    ev.PrefillFinished: "_prefill_finished",
+    ev.DecodeStarted: "_decode_started",
+    ev.DecodeFinished: "_decode_finished",
+    ev.StepFailed: "_step_failed",
+    ev.BlockHeld: "_block_held",
+    ev.BlockWritten: "_block_written",
+    ev.Released: "_released",
+}
 
 
 class ClusterMachine:
@@ -39,30 +64,41 @@ class ClusterMachine:
     def __init__(self, settings: Settings, look_up: LookUp) -> None:
         self._settings = settings
         self.members = Membership(settings.lease_ns)
-        self.waiting: list[Waiting] = []
         self.attempts: dict[int, Attempt] = {}
         self.recomputes: Counter[str] = Counter()
         self.any_read_ns = 0  # time in which any planned read was waiting or running
-        self._dispatcher = Dispatcher(settings, look_up, self.members)
+        self._maker = AttemptMaker(settings, look_up, self.members)
+        self._dispatcher = Dispatcher(settings, self._maker, self.members)
+        self._handlers: dict[type, Callable[[Any], None]] = {kind: getattr(self, name) for kind, name in _ON.items()}
         self._running: dict[RequestId, int] = {}
         self._deadlines: list[tuple[int, int]] = []  # heap of (deadline, grant); stale entries are put back
         self._commands: deque[ev.Command] = deque()
         self._arrivals = 0
         self._now_ns = 0
         self._reading = False
+        self._capacity_tokens = 0  # what a request was last held against
+        self._unchecked: list[Waiting] = []  # those that were not
 
     # the interface of every machine ------------------------------------------------------------------------------
 
     @property
     def decisions(self) -> Counter[str]:
         """Decisions by kind: "prefill:p0/0", "decode:d0/0", "read:split"."""
-        return self._dispatcher.decisions
+        return self._maker.decisions
+
+    @property
+    def waiting(self) -> WaitingRoom:
+        """Requests that have no running attempt, in order of arrival."""
+        return self._dispatcher.waiting
 
     def receive(self, event: ev.Event, *, now_ns: int) -> None:
         """Something happened."""
         self._advance(now_ns)
-        self._on(event)
-        if not isinstance(event, _FREE_NOTHING):
+        kind = type(event)
+        if kind not in self._handlers:
+            raise TypeError(f"no such event: {event!r}")
+        self._handlers[kind](event)
+        if kind not in _FREE_NOTHING:
             self._dispatch()
         self._note_reading()
 
@@ -70,25 +106,31 @@ class ClusterMachine:
         """A deadline may have passed."""
         self._advance(now_ns)
         for node in self.members.expired(now_ns):
-            self._on(ev.NodeLost(node))
+            self._node_lost(ev.NodeLost(node))
         while self._deadlines and self._deadlines[0][0] <= now_ns:
             _, grant = heapq.heappop(self._deadlines)
             if grant in self.attempts:
                 self._check_deadline(self.attempts[grant])
-        for request in [w for w in self.waiting if w.since_ns + self._settings.waiting_deadline_ns <= now_ns]:
-            seconds = self._settings.waiting_deadline_ns / 1e9
-            message = f"not served within {seconds:g} s for lack of engines or arena slots; try again later"
-            self._fail(request, message, by_request=False)
+        self._fail_overdue()
         self._dispatch()
         self._note_reading()
+
+    def _fail_overdue(self) -> None:
+        deadline_ns = self._settings.waiting_deadline_ns
+        while (request := self.waiting.oldest()) and request.since_ns + deadline_ns <= self._now_ns:
+            seconds = deadline_ns / 1e9
+            message = f"not served within {seconds:g} s for lack of engines or arena slots; try again later"
+            self._fail(request, message, by_request=False)
 
     def next_timeout_ns(self) -> int | None:
         """When on_timeout should be called next."""
         times = [t for t in (self.members.next_expiry_ns(),) if t is not None]
+        while self._deadlines and self._deadlines[0][1] not in self.attempts:
+            heapq.heappop(self._deadlines)
         if self._deadlines:
             times.append(self._deadlines[0][0])
-        if self.waiting:
-            times.append(min(w.since_ns for w in self.waiting) + self._settings.waiting_deadline_ns)
+        if oldest := self.waiting.oldest():
+            times.append(oldest.since_ns + self._settings.waiting_deadline_ns)
         return min(times, default=None)
 
     def drain(self) -> list[ev.Command]:
@@ -108,38 +150,27 @@ class ClusterMachine:
 
     # nodes and engines -------------------------------------------------------------------------------------------
 
-    @singledispatchmethod
-    def _on(self, event: ev.Event) -> None:
-        raise TypeError(f"no such event: {event!r}")
-
-    @_on.register
     def _node_joined(self, event: ev.NodeJoined) -> None:
         ledger = SlotLedger(event.slots, event.write_slots)
-        self._on(ev.NodeLost(event.node))
+        self._node_lost(ev.NodeLost(event.node))
         for attempt in list(self.attempts.values()):
             if event.node in attempt.unreleased:  # of its former life: whatever that did has ended
                 self._let_go(attempt, event.node)
         self.members.join(event.node, event.role, ledger, event.read_tokens_per_s, self._now_ns)
 
-    @_on.register
     def _node_reported(self, event: ev.NodeReported) -> None:
         node = self.members.nodes.get(event.node)
         if node:
             self.members.renew(event.node, self._now_ns)
-            node.read_tokens_per_s = event.read_tokens_per_s
+            self.members.report_reads(node, event.read_tokens_per_s)
             if event.read_queue_tokens is not None:
-                node.read_queue_tokens = event.read_queue_tokens
+                node.queue_reads(event.read_queue_tokens)
 
-    @_on.register
     def _engine_reported(self, event: ev.EngineReported) -> None:
-        engine = self.members.engine(event.engine)
-        if engine:
-            engine.process_tokens_per_s = event.process_tokens_per_s
-            engine.compute_tokens_per_s = event.compute_tokens_per_s
+        self.members.report_engine(event.engine, event.process_tokens_per_s, event.compute_tokens_per_s)
 
-    @_on.register
     def _node_lost(self, event: ev.NodeLost) -> None:
-        node = self.members.nodes.pop(event.node, None)
+        node = self.members.leave(event.node)
         if node is None:
             return
         for attempt in list(self.attempts.values()):
@@ -149,26 +180,23 @@ class ClusterMachine:
                 self._arm(attempt, self._settings.release_deadline_ns)
             elif node in attempt.nodes:
                 self._let_go(attempt, event.node)
-        for request in self.waiting:
-            if request.group == event.node:
-                request.group = None
 
-    @_on.register
     def _engine_joined(self, event: ev.EngineJoined) -> None:
         node = self.members.nodes.get(node_of(event.engine))
         if node:
             self._lose_engine(node, event.engine)
             rates = (event.process_tokens_per_s, event.compute_tokens_per_s)
-            node.engines[event.engine] = Engine(event.engine, event.kv_tokens, *rates)
+            self.members.add_engine(node, Engine(event.engine, event.kv_tokens, *rates))
 
-    @_on.register
     def _engine_lost(self, event: ev.EngineLost) -> None:
         node = self.members.nodes.get(node_of(event.engine))
         if node:
             self._lose_engine(node, event.engine)
 
     def _lose_engine(self, node: Node, engine_id: EngineId) -> None:
-        engine = node.engines.pop(engine_id, None)
+        engine = self.members.remove_engine(node, engine_id)
+        if engine is None:
+            return
         for attempt in list(self.attempts.values()):
             needs_prefill = attempt.phase in (Phase.LOADING, Phase.PREFILLING)
             if attempt.decode is engine or (attempt.prefill is engine and needs_prefill):
@@ -176,19 +204,22 @@ class ClusterMachine:
 
     # requests ----------------------------------------------------------------------------------------------------
 
-    @_on.register
     def _arrived(self, event: ev.RequestArrived) -> None:
         self._arrivals += 1
-        self.waiting.append(Waiting(event.request, self._arrivals, event.prompt_tokens, event.max_tokens, self._now_ns))
+        self._wait(Waiting(event.request, self._arrivals, event.prompt_tokens, event.max_tokens, self._now_ns))
 
-    @_on.register
+    def _wait(self, request: Waiting) -> None:
+        self._dispatcher.add(request)
+        self._unchecked.append(request)
+
     def _cancelled(self, event: ev.RequestCancelled) -> None:
-        self.waiting = [w for w in self.waiting if w.request != event.request]
+        waiting = self.waiting.get(event.request)
+        if waiting:
+            self._dispatcher.remove(waiting)
         grant = self._running.get(event.request)
         if grant is not None:
             self._end(self.attempts[grant])
 
-    @_on.register
     def _reads_advanced(self, event: ev.ReadsAdvanced) -> None:
         node = self.members.nodes.get(event.node)
         if node:
@@ -197,7 +228,6 @@ class ClusterMachine:
             if attempt:
                 attempt.uncount_reads(node, event.blocks, self._settings.block_tokens)
 
-    @_on.register
     def _reads_finished(self, event: ev.ReadsFinished) -> None:
         attempt = self._alive(event.grant)
         if attempt is None or event.node not in attempt.loading:
@@ -212,11 +242,9 @@ class ClusterMachine:
             attempt.pushing = True
             self._commands.append(ev.StartPrefill(attempt.grant, attempt.prefill.engine))
 
-    @_on.register
     def _prefill_started(self, event: ev.PrefillStarted) -> None:
         self._alive(event.grant)
 
-    @_on.register
     def _copy_finished(self, event: ev.CopyFinished) -> None:
         attempt = self._alive(event.grant)
         if attempt and not attempt.copied:
@@ -224,7 +252,6 @@ class ClusterMachine:
             if attempt.phase is Phase.HANDOFF:
                 self._start_decode(attempt)
 
-    @_on.register
     def _prefill_finished(self, event: ev.PrefillFinished) -> None:
         attempt = self._alive(event.grant)
         if attempt is None or attempt.phase is not Phase.PREFILLING:
@@ -242,17 +269,14 @@ class ClusterMachine:
         self._commands.append(ev.StartDecode(attempt.grant, attempt.decode.engine))
         self._release(attempt, attempt.prefill_node)
 
-    @_on.register
     def _decode_started(self, event: ev.DecodeStarted) -> None:
         self._alive(event.grant)
 
-    @_on.register
     def _decode_finished(self, event: ev.DecodeFinished) -> None:
         attempt = self._alive(event.grant)
         if attempt and attempt.phase is Phase.DECODING:
             self._finish(attempt, event.reason, event.completion_tokens)
 
-    @_on.register
     def _step_failed(self, event: ev.StepFailed) -> None:
         attempt = self._alive(event.grant)
         if attempt:
@@ -260,20 +284,17 @@ class ClusterMachine:
 
     # slots -------------------------------------------------------------------------------------------------------
 
-    @_on.register
     def _block_held(self, event: ev.BlockHeld) -> None:
         self._alive(event.grant)  # a long generation shows its progress so
         attempt = self.attempts.get(event.grant)
         if attempt and event.slot in attempt.decode_slots:
             attempt.decode_node.ledger.begin_write(event.slot)
 
-    @_on.register
     def _block_written(self, event: ev.BlockWritten) -> None:
         node = self.members.nodes.get(event.node)
         if node:
             node.ledger.end_write(event.slot)
 
-    @_on.register
     def _released(self, event: ev.Released) -> None:
         attempt = self.attempts.get(event.grant)
         if attempt and event.node in attempt.releasing:
@@ -322,35 +343,39 @@ class ClusterMachine:
         self._end(attempt)
         self.recomputes[cause.partition(":")[0]] += 1
         request = attempt.waiting
-        request.group = None
-        bisect.insort(self.waiting, request, key=lambda w: w.sequence)
+        self._wait(request)
         if request.attempts >= self._settings.max_attempts:
             message = f"gave up after {request.attempts} attempts; the last one failed: {cause}"
             self._fail(request, message, by_request=False)
 
     def _fail(self, request: Waiting, message: str, *, by_request: bool) -> None:
-        self.waiting.remove(request)
+        self._dispatcher.remove(request)
         self._commands.append(ev.FailRequest(request.request, message, by_request))
 
     # starts of attempts ------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
         self._refuse_oversized()
-        started = self._dispatcher.start(self.waiting)
-        for attempt in started:
+        for attempt in self._dispatcher.start():
             self.attempts[attempt.grant] = attempt
             self._running[attempt.waiting.request] = attempt.grant
             self._arm(attempt, self._settings.stage_deadline_ns)
             self._commands.append(attempt.assignment())
-        if started:
-            self.waiting = [w for w in self.waiting if w.request not in self._running]
 
     def _refuse_oversized(self) -> None:
         """What could never start would hold up all others; looked at again when smaller engines have joined."""
-        capacity = self.members.request_capacity_tokens(self._settings.block_tokens) if self.waiting else 0
-        for request in [w for w in self.waiting if 0 < capacity < w.total_tokens]:
-            needs = f"prompt and max_tokens need {request.total_tokens} tokens"
-            self._fail(request, f"{needs}; this cluster holds {capacity} a request", by_request=True)
+        if not self.waiting:
+            self._unchecked.clear()
+            return
+        capacity = self.members.request_capacity_tokens(self._settings.block_tokens)
+        if capacity != self._capacity_tokens:
+            self._capacity_tokens = capacity
+            self._unchecked = list(self.waiting)
+        for request in self._unchecked:
+            if 0 < capacity < request.total_tokens and request in self.waiting:
+                needs = f"prompt and max_tokens need {request.total_tokens} tokens"
+                self._fail(request, f"{needs}; this cluster holds {capacity} a request", by_request=True)
+        self._unchecked.clear()
 
     # time --------------------------------------------------------------------------------------------------------
 
@@ -390,4 +415,4 @@ class ClusterMachine:
         self._now_ns = now_ns
 
     def _note_reading(self) -> None:
-        self._reading = any(n.read_queue_tokens > 0 for n in self.members.nodes.values())
+        self._reading = bool(self.members.reading)

@@ -11,12 +11,12 @@ An attempt outlives its end until both nodes have released it: only then are its
 import enum
 from dataclasses import dataclass, field
 
-from dualpath.core.ids import NodeId, RequestId
+from dualpath.core.ids import NodeId
 from dualpath.core.plan import ReadPlan
 from dualpath.core.runs import Runs
 from dualpath.protocol.events import Assign, RetainedBlock
 from dualpath.protocol.membership import Engine, Node
-
+from dualpath.protocol.waiting import Waiting
 
 _NO_SLOTS = Runs()
 
@@ -29,25 +29,6 @@ class Phase(enum.Enum):
     HANDOFF = "handoff"
     DECODING = "decoding"
     ENDED = "ended"
-
-
-@dataclass(slots=True, eq=False)
-class Waiting:
-    """A request that has no running attempt."""
-
-    request: RequestId
-    sequence: int  # order of arrival; kept over attempts
-    prompt_tokens: int
-    max_tokens: int
-    since_ns: int
-    group: NodeId | None = None  # the decode group whose private queue it is in
-    attempts: int = 0
-    overtaken: int = 0
-
-    @property
-    def total_tokens(self) -> int:
-        """Prompt and all tokens to come."""
-        return self.prompt_tokens + self.max_tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -94,15 +75,13 @@ class Attempt:
 
     def occupy(self, sources: list[Node], block_tokens: int) -> None:
         """Count the engines' loads and planned reads, and hold what `retained` names on `sources`, in order."""
-        self.prefill.requests += 1
-        self.prefill.tokens += self.waiting.prompt_tokens
-        self.decode.requests += 1
-        self.decode.tokens += self.waiting.total_tokens
+        self.prefill_node.count(self.prefill, 1, self.waiting.prompt_tokens)
+        self.decode_node.count(self.decode, 1, self.waiting.total_tokens)
         for node in self.nodes:
             self.unreleased.add(node.node)
             blocks = self.reads_left[node.node] = self.plan.blocks_by(node.node)
-            node.read_queue_tokens += blocks * block_tokens
             if blocks:
+                node.queue_reads(node.read_queue_tokens + blocks * block_tokens)
                 self.loading.add(node.node)
         # also with nothing to read: its answer says that the grant is open there, so that pushes find their slots
         self.loading.add(self.decode_node.node)
@@ -115,22 +94,20 @@ class Attempt:
         """Take the request off the prefill engine's load, once."""
         if self.prefill_counted:
             self.prefill_counted = False
-            self.prefill.requests -= 1
-            self.prefill.tokens -= self.waiting.prompt_tokens
+            self.prefill_node.count(self.prefill, -1, -self.waiting.prompt_tokens)
 
     def uncount_decode(self) -> None:
         """Take the request off the decode engine's load, once."""
         if self.decode_counted:
             self.decode_counted = False
-            self.decode.requests -= 1
-            self.decode.tokens -= self.waiting.total_tokens
+            self.decode_node.count(self.decode, -1, -self.waiting.total_tokens)
 
     def uncount_reads(self, node: Node, blocks: int, block_tokens: int) -> None:
         """So many planned blocks fewer in the node's read queue."""
         done = min(blocks, self.reads_left.get(node.node, 0))
         if done:
             self.reads_left[node.node] -= done
-            node.read_queue_tokens = max(0, node.read_queue_tokens - done * block_tokens)
+            node.queue_reads(max(0, node.read_queue_tokens - done * block_tokens))
 
     # slots -------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,114 @@
+"""One waiting request and the two engines chosen for it, made into an attempt: its hit, read plan and slots."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from dualpath.core.ids import EngineId, NodeId, RequestId, node_of
+from dualpath.core.plan import BlockRange, ReadPlan, ReadSegment
+from dualpath.core.runs import Runs
+from dualpath.policy.loads import ReadChoice
+from dualpath.policy.read import READ_POLICIES
+from dualpath.protocol.events import RetainedBlock
+from dualpath.protocol.membership import Engine, Membership, Node
+from dualpath.protocol.request import Attempt
+from dualpath.protocol.settings import Settings
+from dualpath.protocol.waiting import Waiting
+
+
+class Hit(msgspec.Struct, frozen=True):
+    """The cached prefix of a request: `blocks` full blocks, of which `retained` lie in arenas, the rest on storage."""
+
+    blocks: int
+    retained: tuple[RetainedBlock, ...] = ()
+
+
+LookUp = Callable[[RequestId], Hit]
+
+
+class AttemptMaker:
+    """Makes attempts, all or nothing. Keeps none of them; counts its decisions by kind."""
+
+    def __init__(self, settings: Settings, look_up: LookUp, members: Membership) -> None:
+        self._settings = settings
+        self._look_up = look_up
+        self._members = members
+        self._plan_read = READ_POLICIES[settings.read_policy]
+        self._plans = 0
+        self.made = 0
+        self.decisions: Counter[str] = Counter()
+
+    def make(self, request: Waiting, prefill_id: EngineId, decode_id: EngineId) -> Attempt | None:
+        """Plan the read and reserve all slots on both sides, or change nothing."""
+        prefill_node = self._members.nodes[node_of(prefill_id)]
+        decode_node = self._members.nodes[node_of(decode_id)]
+        total_blocks = -(-request.total_tokens // self._settings.block_tokens)
+        if total_blocks > decode_node.ledger.available:
+            return None
+        hit = self._hit(request)
+        plan = self._plan(hit, prefill_node, prefill_node.engines[prefill_id], decode_node)
+        if not hit.retained:  # the policy may leave the end of the hit to be computed again
+            hit = Hit(plan.stop)
+        prefill_blocks = _blocks_of(plan, prefill_node.node)
+        if len(prefill_blocks) > prefill_node.ledger.available:
+            return None
+        grant = self._settings.first_grant + self.made
+        self.made += 1
+        self._plans += bool(plan.segments)
+        request.attempts += 1
+        attempt = Attempt(
+            grant, request, prefill_node, prefill_node.engines[prefill_id], decode_node,
+            decode_node.engines[decode_id], hit.blocks, plan, hit.retained, prefill_blocks,
+            prefill_node.ledger.take(len(prefill_blocks), grant), decode_node.ledger.take(total_blocks, grant),
+        )  # fmt: skip
+        attempt.occupy([self._members.nodes[r.node] for r in hit.retained], self._settings.block_tokens)
+        self._count_decisions(attempt)
+        return attempt
+
+    def _hit(self, request: Waiting) -> Hit:
+        """The usable hit: at least one prompt token is always computed, for the first token's logits."""
+        if request.attempts >= self._settings.attempts_with_hits:
+            return Hit(0)
+        hit = self._look_up(request.request)
+        blocks = min(hit.blocks, (request.prompt_tokens - 1) // self._settings.block_tokens)
+        blocks = min([blocks, *(r.block for r in hit.retained if not self._is_there(r))])
+        return Hit(blocks, tuple(r for r in hit.retained if r.block < blocks))
+
+    def _is_there(self, block: RetainedBlock) -> bool:
+        """Whether the slot still has the block; the index is only a hint."""
+        node = self._members.nodes.get(block.node)
+        return node is not None and node.ledger.holds(block.slot, block.grant)
+
+    def _plan(self, hit: Hit, prefill: Node, engine: Engine, decode: Node) -> ReadPlan:
+        """The policy plans the blocks before the first retained one; stored ones after it go to the decode side."""
+        first_retained = min((r.block for r in hit.retained), default=hit.blocks)
+        block_tokens = self._settings.block_tokens
+        choice = ReadChoice(
+            BlockRange(0, first_retained), prefill.load(), decode.load(), block_tokens, self._plans,
+            compute_wait_s=engine.wait_s, compute_tokens_per_s=0.0 if hit.retained else engine.compute_tokens_per_s,
+        )  # fmt: skip
+        plan = self._plan_read(choice)
+        if not hit.retained:
+            return plan
+        return ReadPlan(plan.segments + tuple(ReadSegment(blocks, decode.node) for blocks in _between(hit)))
+
+    def _count_decisions(self, attempt: Attempt) -> None:
+        self.decisions[f"prefill:{attempt.prefill.engine}"] += 1
+        self.decisions[f"decode:{attempt.decode.engine}"] += 1
+        readers = {s.reader for s in attempt.plan.segments}
+        sides = {attempt.prefill_node.node: "prefill", attempt.decode_node.node: "decode"}
+        kind = "split" if len(readers) > 1 else next((sides[r] for r in readers), "nothing")
+        self.decisions[f"read:{kind}"] += 1
+
+
+def _blocks_of(plan: ReadPlan, reader: NodeId) -> Runs:
+    return Runs([(s.blocks.start, len(s.blocks)) for s in plan.segments if s.reader == reader])
+
+
+def _between(hit: Hit) -> Iterator[BlockRange]:
+    """The stored blocks behind the first retained one."""
+    retained = sorted(r.block for r in hit.retained)
+    for block, following in zip(retained, [*retained[1:], hit.blocks], strict=True):
+        if following > block + 1:
+            yield BlockRange(block + 1, following)
