@@ -34,6 +34,7 @@ text { fill: var(--ink); font-size: 11px; } text.title { font-size: 12.5px; font
 .basic { stroke: var(--basic); } .dualpath { stroke: var(--dualpath); } .oracle { stroke: var(--oracle); } .fourth {
   stroke: var(--fourth); }
 .fifth { stroke: var(--fifth); } .sixth { stroke: var(--sixth); } .seventh { stroke: var(--seventh); }
+.onbar { stroke: var(--ink); }
 .mark, .bar { stroke: none; } .mark.basic, .bar.basic { fill: var(--basic); } .mark.dualpath, .bar.dualpath { fill:
   var(--dualpath); }
 .mark.oracle, .bar.oracle { fill: var(--oracle); } .mark.fourth, .bar.fourth { fill: var(--fourth); } .mark.fifth,

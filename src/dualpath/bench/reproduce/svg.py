@@ -54,7 +54,7 @@ def _axes(plot: Plot, points: list[Point]) -> tuple[Axis, Axis]:
         x = log_axis(xs, left, right)
     else:
         x = linear_axis(xs, left, right)
-    return x, linear_axis(ys, bottom, top, plot.y_from)
+    return x, linear_axis([*ys, 1.05 * max(ys)], bottom, top, plot.y_from)
 
 
 def _grid(plot: Plot, x: Axis, y: Axis) -> str:
@@ -63,9 +63,10 @@ def _grid(plot: Plot, x: Axis, y: Axis) -> str:
         at = y.place(tick)
         parts.append(f'<line class="grid" x1="{x.start}" x2="{x.end}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(_text(x.start - 6, at + 4, tick_text(tick), "end"))
-    for tick in x.ticks:
+    crowded = len(plot.categories) > 4
+    for number, tick in enumerate(x.ticks):
         name = plot.categories[int(tick)] if plot.categories else tick_text(tick)
-        parts.append(_text(x.place(tick), y.start + 16, name, "middle"))
+        parts.append(_text(x.place(tick), y.start + 14 + 11 * (crowded and number % 2), name, "middle"))
     parts.append(f'<line class="axis" x1="{x.start}" x2="{x.end}" y1="{y.start}" y2="{y.start}"/>')
     parts.append(_text((x.start + x.end) / 2, HEIGHT - 8, plot.x_label, "middle", "label"))
     middle = (y.start + y.end) / 2
@@ -87,7 +88,7 @@ def _line(curve: Curve, plot: Plot, x: Axis, y: Axis) -> str:
 
 
 def _mark(curve: Curve, place: tuple[float, float], point: Point, plot: Plot) -> str:
-    hollow = "hollow" if curve.paper else "mark"
+    hollow = ("hollow onbar" if plot.categories else "hollow") if curve.paper else "mark"
     where = plot.categories[int(point[0])] if plot.categories else f"{plot.x_label} {tick_text(point[0])}"
     who = f"paper: {curve.name}" if curve.paper else curve.name
     return (
@@ -100,6 +101,7 @@ def _bars(plot: Plot, curves: list[Curve], x: Axis, y: Axis) -> str:
     ours = [curve for curve in curves if not curve.paper]
     names = [curve.name for curve in ours]
     slot = 0.8 * (x.end - x.start) / len(plot.categories) / max(1, len(ours))
+    marked = len(ours) < len(curves)  # marks would cover the bars' values
     parts = []
     for curve in sorted(curves, key=lambda c: c.paper):
         number = names.index(curve.name) if curve.name in names else (len(ours) - 1) / 2
@@ -108,18 +110,22 @@ def _bars(plot: Plot, curves: list[Curve], x: Axis, y: Axis) -> str:
             if curve.paper:
                 parts.append(_mark(curve, (middle, y.place(point[1])), point, plot))
             else:
-                parts.append(_bar(curve, middle, slot, point, plot, y))
+                parts.append(_bar(curve, middle, slot, point, plot, y, marked))
     return "".join(parts)
 
 
-def _bar(curve: Curve, middle: float, slot: float, point: Point, plot: Plot, y: Axis) -> str:
+def _bar(curve: Curve, middle: float, slot: float, point: Point, plot: Plot, y: Axis, marked: bool) -> str:
     top = y.place(point[1])
     hint = escape(f"{curve.name}, {plot.categories[int(point[0])]}: {point[1]:.5g}")
     width = max(2.0, min(slot - 2, 44))
+    label = (
+        _text(middle, top - 3, tick_text(float(f"{point[1]:.3g}")), "middle", "small")
+        if slot >= 24 and not marked
+        else ""
+    )
     return (
         f'<rect class="bar {curve.colour}" x="{middle - width / 2:.1f}" y="{top:.1f}" width="{width:.1f}" '
-        f'height="{max(0.0, y.start - top):.1f}"><title>{hint}</title></rect>'
-        + _text(middle, top - 3, tick_text(float(f"{point[1]:.3g}")), "middle", "small")
+        f'height="{max(0.0, y.start - top):.1f}"><title>{hint}</title></rect>{label}'
     )
 
 
