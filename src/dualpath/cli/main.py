@@ -9,6 +9,7 @@ import typer
 from dualpath import __version__
 from dualpath.cli.doctor import doctor
 from dualpath.cli.explain import explain
+from dualpath.cli.plan import plan
 from dualpath.cli.qos import qos
 from dualpath.cli.replay import replay
 from dualpath.cli.reproduce import reproduce
@@ -35,7 +36,7 @@ Examples:
 """
 
 app = typer.Typer(name="dualpath", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-for command in (up, replay, reproduce, explain, qos, doctor):
+for command in (up, replay, reproduce, explain, qos, doctor, plan):
     app.command()(command)
 app.add_typer(testbed, name="testbed")
 for command in (scheduler, gateway, agent, engine):
