@@ -53,7 +53,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
     topology: str
     system: str
-    requests_per_s: float
+    requests_per_s: float  # 0 if a prompt does not fit the engines' memory
     binding: str  # what is used up at that rate; "agents" if nothing is
     use: dict[str, float]  # share of each resource that is used, 1 for the binding one
     ttft_s: float
@@ -99,13 +99,13 @@ def _predict(
     rest_s = work.context_tokens * physics.kv_bytes_per_token / physics.cnic_bytes_per_s if not system.free else 0.0
     rest_s += (work.gen_tokens - 1) * tpot_s
     ttft_s = alone_s
-    if agents is not None:
+    if agents is not None and per_s:
         if agents / (alone_s + rest_s) < per_s:
             per_s, binding = agents / (alone_s + rest_s), "agents"
         ttft_s = max(alone_s, agents / per_s - rest_s)
     return Prediction(
         topology=topology, system=system.name, requests_per_s=per_s, binding=binding,
-        use={name: per_s / rate for name, rate in rates.items() if rate < math.inf},
+        use={name: per_s / rate for name, rate in rates.items() if 0 < rate < math.inf},
         ttft_s=ttft_s, tpot_s=tpot_s, ttft_alone_s=alone_s,
         jct_s=agents * work.turns / per_s if agents and per_s else None, read_share=share,
     )  # fmt: skip

@@ -33,11 +33,7 @@ def nodes_of(given: Hardware) -> Nodes:
     """ConfigError when a file is missing or wrong, or a rate is none."""
     calibrated = given.profile is not None and _is_calibration(given.profile)
     measured = load_host_profile(given.profile) if given.profile and not calibrated else None
-    rates = {
-        name: parse_rate(text) or UNLIMITED
-        for name, text in (("dram_bytes_per_s", given.dram), ("storage_bytes_per_s", given.storage))
-        if text
-    }
+    rates = _measured_rates(measured) | _given_rates(given)
 
     def make(topology: str) -> Physics:
         parse_topology(topology)
@@ -45,12 +41,7 @@ def nodes_of(given: Hardware) -> Nodes:
             topology=topology, hardware=given.hardware, model=given.model,
             profile=given.profile if calibrated else None,
         )  # fmt: skip
-        own = {
-            name: parse_rate(text) or UNLIMITED
-            for name, text in (("snic_bytes_per_s", given.snic), ("cnic_bytes_per_s", given.cnic))
-            if text
-        }
-        return msgspec.structs.replace(physics_of(scenario), **_measured_rates(measured), **rates, **own)
+        return msgspec.structs.replace(physics_of(scenario), **rates)
 
     return make
 
@@ -67,7 +58,7 @@ def bounds_of(physics: Physics) -> RatioBounds | None:
 
 def _measured_rates(profile: HostProfile | None) -> dict[str, float]:
     """What doctor measured of it; a copied byte is read and written."""
-    rates = {}
+    rates: dict[str, float] = {}
     if profile and profile.storage:
         rates["snic_bytes_per_s"] = profile.storage.snic_read_bytes_per_s
     if profile and any(link.how == "network" for link in profile.links):
@@ -75,6 +66,14 @@ def _measured_rates(profile: HostProfile | None) -> dict[str, float]:
     if profile and profile.memory:
         rates["dram_bytes_per_s"] = 2 * profile.memory.copy_all_cores_bytes_per_s
     return rates
+
+
+def _given_rates(given: Hardware) -> dict[str, float]:
+    return {
+        f"{name}_bytes_per_s": parse_rate(text) or UNLIMITED
+        for name in ("snic", "cnic", "dram", "storage")
+        if (text := getattr(given, name))
+    }
 
 
 def _is_calibration(file: str) -> bool:
