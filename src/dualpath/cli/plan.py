@@ -8,56 +8,49 @@ import typer
 from dualpath.core.errors import ConfigError
 
 AGENTS = 64  # of a simulation: enough to keep a few nodes busy, few enough to wait for
-_NUMBERS = "Workload in numbers"
-_NODES = "Nodes"
+
+
+def _number(description: str) -> object:
+    return typer.Option(help=description, rich_help_panel="Workload in numbers")
+
+
+def _node(description: str, low: int | None = None, high: int | None = None) -> object:
+    return typer.Option(help=description, rich_help_panel="Nodes", min=low, max=high)
+
+
+Workload = Annotated[
+    str | None, typer.Argument(help="paper-32k, -48k or -64k, or a trace file; or give --context and so on.")
+]
+Context = Annotated[float | None, _number("Mean tokens of a prompt, cached ones included.")]
+Append = Annotated[float | None, _number("Tokens that a turn adds to its prompt.")]
+Gen = Annotated[float | None, _number("Tokens that a turn generates.")]
+Turns = Annotated[float | None, _number("Turns of an agent; 1: nothing is reused.")]
+Topology = Annotated[str | None, _node("Prefill and decode nodes. Default: 2P4D.")]
+NodeCount = Annotated[int | None, _node("Try all P + D of so many nodes.", low=1, high=1000)]
+HardwareName = Annotated[str, _node("hopper, h20, a100, cpu-server, or a TOML file.")]
+ModelName = Annotated[str, _node("deepseek-v3.2, qwen2.5-32b, ..., or a Hugging Face config.json.")]
+Profile = Annotated[Path | None, _node("Measured rates (dualpath doctor) or engines (dualpath calibrate).")]
+Snic = Annotated[str, _node("A node's storage NIC: 400Gbit/s.")]
+Cnic = Annotated[str, _node("An engine's compute NIC.")]
+Dram = Annotated[str, _node("A node's DRAM, reads and writes together: 500GB/s.")]
+Storage = Annotated[str, _node("What storage gives all nodes together. Default: no limit.")]
+Agents = Annotated[
+    int | None, typer.Option(help="Agents that ask without pause; without it, as many as can be served.", min=1)
+]
+BlockTokens = Annotated[int, typer.Option(help="Tokens of a block; only whole ones are reused.", min=1)]
+Simulate = Annotated[
+    bool, typer.Option("--simulate", help=f"Also simulate each topology, with --agents (or {AGENTS}), and compare.")
+]
+Json = Annotated[Path | None, typer.Option(help="File for all figures.")]
 
 
 def plan(
-    workload: Annotated[
-        str | None, typer.Argument(help="paper-32k, -48k or -64k, or a trace file; or give --context and so on.")
-    ] = None,
-    context: Annotated[
-        float | None, typer.Option(help="Mean tokens of a prompt, cached ones included.", rich_help_panel=_NUMBERS)
-    ] = None,
-    append: Annotated[
-        float | None, typer.Option(help="Tokens that a turn adds to its prompt.", rich_help_panel=_NUMBERS)
-    ] = None,
-    gen: Annotated[float | None, typer.Option(help="Tokens that a turn generates.", rich_help_panel=_NUMBERS)] = None,
-    turns: Annotated[
-        float | None, typer.Option(help="Turns of an agent; 1: nothing is reused.", rich_help_panel=_NUMBERS)
-    ] = None,
-    topology: Annotated[
-        str | None, typer.Option(help="Prefill and decode nodes. Default: 2P4D.", rich_help_panel=_NODES)
-    ] = None,
-    nodes: Annotated[
-        int | None, typer.Option(help="Try all P + D of so many nodes.", min=1, max=1000, rich_help_panel=_NODES)
-    ] = None,
-    hardware: Annotated[
-        str, typer.Option(help="hopper, h20, a100, cpu-server, or a TOML file.", rich_help_panel=_NODES)
-    ] = "hopper",
-    model: Annotated[
-        str,
-        typer.Option(help="deepseek-v3.2, qwen2.5-32b, ..., or a Hugging Face config.json.", rich_help_panel=_NODES),
-    ] = "deepseek-v3.2",
-    profile: Annotated[
-        Path | None,
-        typer.Option(help="Measured rates (dualpath doctor) or engines (dualpath calibrate).", rich_help_panel=_NODES),
-    ] = None,
-    snic: Annotated[str, typer.Option(help="A node's storage NIC: 400Gbit/s.", rich_help_panel=_NODES)] = "",
-    cnic: Annotated[str, typer.Option(help="An engine's compute NIC.", rich_help_panel=_NODES)] = "",
-    dram: Annotated[str, typer.Option(help="A node's DRAM, reads and writes: 500GB/s.", rich_help_panel=_NODES)] = "",
-    storage: Annotated[
-        str, typer.Option(help="What storage gives all nodes together. Default: no limit.", rich_help_panel=_NODES)
-    ] = "",
-    agents: Annotated[
-        int | None, typer.Option(help="Agents that ask without pause; without it, as many as can be served.", min=1)
-    ] = None,
-    block_tokens: Annotated[int, typer.Option(help="Tokens of a block; only whole ones are reused.", min=1)] = 64,
-    simulate: Annotated[
-        bool, typer.Option("--simulate", help="Also simulate each topology, with --agents (64), and compare.")
-    ] = False,
-    json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
-) -> None:
+    workload: Workload = None, context: Context = None, append: Append = None, gen: Gen = None, turns: Turns = None,
+    topology: Topology = None, nodes: NodeCount = None, hardware: HardwareName = "hopper",
+    model: ModelName = "deepseek-v3.2", profile: Profile = None, snic: Snic = "", cnic: Cnic = "", dram: Dram = "",
+    storage: Storage = "", agents: Agents = None, block_tokens: BlockTokens = 64, simulate: Simulate = False,
+    json: Json = None,
+) -> None:  # fmt: skip
     """Say how many prefill and decode nodes to take, what they can serve, and whether both read paths help.
 
     Everything is a closed form: each NIC, memory and engine allows so many requests a second, and the least of them is
@@ -65,11 +58,11 @@ def plan(
 
     Examples:
 
-      dualpath plan paper-64k --nodes 6                          best P and D of six nodes of the paper
+      dualpath plan paper-64k --nodes 6    (best P and D of six nodes of the paper)
 
       dualpath plan --context 32700 --append 429 --gen 176 --turns 157 --model qwen2.5-32b --topology 1P2D
 
-      dualpath plan paper-32k --profile host.json --cnic 100Gbit/s    with rates that dualpath doctor measured
+      dualpath plan paper-32k --profile host.json --cnic 100Gbit/s    (rates that dualpath doctor measured)
     """
     from rich.console import Console
 
@@ -83,18 +76,15 @@ def plan(
     if json:
         check_output(json)
     numbers = {"--context": context, "--append": append, "--gen": gen, "--turns": turns}
-    _check_choice(workload, numbers, topology, nodes)
-    if simulate and not workload:
-        raise ConfigError("--simulate needs agents turn by turn: name a workload, such as paper-64k, or a trace file")
+    _check_choice(workload, numbers, topology, nodes, simulate)
     if workload:
         work = work_of_workload(workload, block_tokens)
     else:
         work = work_of_numbers(context or 0, append or 0, gen or 0, turns or 0, block_tokens)
-    given = Hardware(
+    made = nodes_of(Hardware(
         hardware=hardware, model=model, profile=str(profile) if profile else None, snic=snic, cnic=cnic, dram=dram,
         storage=storage,
-    )  # fmt: skip
-    made = nodes_of(given)
+    ))  # fmt: skip
     agents = agents or AGENTS if simulate else agents
     found = make_plan(made, _topologies(topology, nodes), work, agents)
     if simulate and workload:
@@ -113,7 +103,7 @@ def _topologies(topology: str | None, nodes: int | None) -> list[str]:
 
 
 def _check_choice(
-    workload: str | None, numbers: dict[str, float | None], topology: str | None, nodes: int | None
+    workload: str | None, numbers: dict[str, float | None], topology: str | None, nodes: int | None, simulate: bool
 ) -> None:
     """ConfigError for values that are missing or say the same twice."""
     missing = [name for name, value in numbers.items() if value is None]
@@ -123,3 +113,5 @@ def _check_choice(
         raise ConfigError(f"name a workload, such as paper-64k, or give its numbers; {', '.join(missing)} are missing")
     if topology and nodes is not None:
         raise ConfigError("give --topology or --nodes, not both")
+    if simulate and not workload:
+        raise ConfigError("--simulate needs agents turn by turn: name a workload, such as paper-64k, or a trace file")
