@@ -10,6 +10,7 @@ nothing is counted that has not changed: indexes over loads are told of the node
 only the next request that could start is known. Both start exactly the same attempts.
 """
 
+import heapq
 from collections.abc import Iterable
 
 from dualpath.core.ids import EngineId, NodeId
@@ -38,7 +39,7 @@ class Dispatcher:
         self._queues: dict[NodeId, DecodeQueue[Waiting]] = {}  # of decode nodes that have engines
         self._groups: Ranking[NodeId] = Ranking()  # the same, the least loaded first
         self._changed: set[NodeId] = set()  # those whose queue or loads have changed since they were last looked at
-        self._open: Ranking[NodeId] = Ranking()  # those with a next request to try, by its place in the order
+        self._open: Ranking[NodeId] = Ranking()  # those whose first request may start, in order of arrival
         self._limits: Limits | None = None
         self._limits_of: tuple[float, float] | None = None
 
@@ -57,23 +58,23 @@ class Dispatcher:
         """Attempts for those who can start now, their loads counted and their slots taken."""
         if not self.waiting:
             return []
-        self._look_at_nodes()
+        self._look_at_decode_nodes()
         self._choose_groups()
-        limits = self._current_limits()
-        if self._prefills.choose(limits, self._maker.made) is None:
+        if self._choose_prefill() is None:
             return []  # who could start would wait for a prefill engine
         self._look_at_queues()
-        started = self._walk(limits)
+        started = self._walk()
         for attempt in started:
             self.remove(attempt.waiting)
         return started
 
     # what has changed ------------------------------------------------------------------------------------------------
 
-    def _look_at_nodes(self) -> None:
-        """Tell the indexes of all nodes whose engines or loads have changed."""
-        self._look_at_prefill_nodes()
+    def _look_at_decode_nodes(self) -> None:
+        """Tell the indexes of all decode nodes whose engines or loads have changed."""
         changed = self._members.changed[Role.DECODE]
+        if not changed:
+            return
         for node in self._gone_first(changed):
             if not node.engines or not self._members.is_current(node):
                 self._drop_group(node.node)
@@ -84,6 +85,8 @@ class Dispatcher:
 
     def _look_at_prefill_nodes(self) -> None:
         changed = self._members.changed[Role.PREFILL]
+        if not changed:
+            return
         for node in self._gone_first(changed):
             if self._members.is_current(node):
                 self._prefills.update(node.node, node.position, node.read_queue_tokens, node.engines.values())
@@ -113,21 +116,19 @@ class Dispatcher:
 
     def _choose_groups(self) -> None:
         """Phase 1 of the decode policy (choose_group) for those without a group."""
-        while (group := self._groups.first()) is not None and (request := self.waiting.next_ungrouped()) is not None:
+        while (request := self.waiting.next_ungrouped()) is not None and (group := self._groups.first()) is not None:
             request.group = group
             self._queues[group].add(request.sequence, request.total_tokens, request)
             self._queue_changed(group)
 
     def _look_at_queues(self) -> None:
         for group in self._changed:
-            queue = self._queues[group]
-            queue.update(self._members.nodes[group].engines.values())
-            self._open_at(group, 0)
+            self._queues[group].update(self._members.nodes[group].engines.values())
+            self._open_group(group)
         self._changed.clear()
 
-    def _open_at(self, group: NodeId, index: int) -> None:
-        """The group's next request to try is number `index`, if it has so many."""
-        sequence = self._queues[group].sequence(index)
+    def _open_group(self, group: NodeId) -> None:
+        sequence = self._queues[group].sequence(0)
         if sequence is None:
             self._open.discard(group)
         else:
@@ -141,43 +142,69 @@ class Dispatcher:
 
     # the walk --------------------------------------------------------------------------------------------------------
 
-    def _walk(self, limits: Limits) -> list[Attempt]:
+    def _walk(self) -> list[Attempt]:
         """Through the groups' next requests in order of arrival, as far as they can start or may be passed."""
-        started: list[Attempt] = []
-        passed: list[Waiting] = []  # their slots are not free
-        tried: dict[NodeId, int] = {}  # how many of each group
-        while (group := self._open.first()) is not None:
-            at = tried.setdefault(group, 0)
-            placed = self._queues[group].placement(at)
+        walk = _Walk(self._open)
+        prefill = self._choose_prefill()
+        while (group := walk.next_group()) is not None:
+            placed = self._queues[group].placement(walk.tried.setdefault(group, 0))
             if placed is None:  # no KV memory for it, nor for all behind it there; other groups go on
-                self._open.discard(group)
                 continue
-            prefill = self._choose_prefill(limits)
             if prefill is None:
                 break
-            tried[group] = at + 1
-            self._open_at(group, at + 1)
+            walk.tried[group] += 1
+            walk.put(group, self._queues[group].sequence(walk.tried[group]))
             attempt = self._maker.make(placed.request, prefill, placed.engine)
-            if attempt is None:
-                passed.append(placed.request)
+            if attempt:
+                walk.start(attempt)
+                prefill = self._choose_prefill()
             else:
-                started.append(attempt)
-                for earlier in passed:
-                    earlier.overtaken += 1
-            if self._must_stop(passed):
+                walk.passed.append(placed.request)
+            if walk.must_stop(self._overtake_limit):
                 break
-        self._reopen(tried)
-        return started
+        self._reopen(walk.tried)
+        return walk.started
 
-    def _choose_prefill(self, limits: Limits) -> EngineId | None:
+    def _choose_prefill(self) -> EngineId | None:
         self._look_at_prefill_nodes()  # attempts that have just been made count
-        return self._prefills.choose(limits, self._maker.made)
-
-    def _must_stop(self, passed: list[Waiting]) -> bool:
-        return len(passed) > self._overtake_limit or any(w.overtaken >= self._overtake_limit for w in passed)
+        return self._prefills.choose(self._current_limits(), self._maker.made)
 
     def _reopen(self, tried: dict[NodeId, int]) -> None:
         """The next walk begins with the first of each group again, if that one can be placed."""
         for group in tried:
             if self._queues[group].placement(0) is not None:
-                self._open_at(group, 0)
+                self._open_group(group)
+
+
+class _Walk:
+    """One walk: which request comes next, who has started, who was passed (their slots are not free)."""
+
+    def __init__(self, first: Ranking[NodeId]) -> None:
+        self._first = first  # groups that were not tried, by their first requests
+        self._further: list[tuple[int, NodeId]] = []  # heap of the others, by their next ones
+        self.tried: dict[NodeId, int] = {}  # how many of each
+        self.started: list[Attempt] = []
+        self.passed: list[Waiting] = []
+
+    def next_group(self) -> NodeId | None:
+        """The group of the next request in order of arrival; it is put back by who tries it."""
+        group = self._first.first()
+        if group is not None and (not self._further or self._first.rank(group) < self._further[0][0]):
+            self._first.discard(group)
+            return group
+        return heapq.heappop(self._further)[1] if self._further else None
+
+    def put(self, group: NodeId, sequence: int | None) -> None:
+        """The group's next request, if it has one."""
+        if sequence is not None:
+            heapq.heappush(self._further, (sequence, group))
+
+    def start(self, attempt: Attempt) -> None:
+        """It passes those who could not start."""
+        self.started.append(attempt)
+        for earlier in self.passed:
+            earlier.overtaken += 1
+
+    def must_stop(self, limit: int) -> bool:
+        """Nobody may pass any more."""
+        return len(self.passed) > limit or any(w.overtaken >= limit for w in self.passed)

@@ -31,8 +31,10 @@ from dualpath.protocol.waiting import Waiting, WaitingRoom
 
 __all__ = ["ClusterMachine", "Hit", "LookUp", "Settings"]
 
-# Frequent events that let no waiting request start: they free neither slots nor load.
-_FREE_NOTHING = frozenset((ev.ReadsAdvanced, ev.CopyFinished, ev.PrefillStarted, ev.DecodeStarted, ev.BlockHeld))
+# Frequent events that let no waiting request start: they free neither slots nor load (but for retained blocks).
+_FREE_NOTHING = frozenset(
+    (ev.ReadsAdvanced, ev.ReadsFinished, ev.CopyFinished, ev.PrefillStarted, ev.DecodeStarted, ev.BlockHeld)
+)
 
 # What each event calls
 _ON = {
@@ -100,7 +102,7 @@ class ClusterMachine:
         self._handlers[kind](event)
         if kind not in _FREE_NOTHING:
             self._dispatch()
-        self._note_reading()
+        self._reading = bool(self.members.reading)
 
     def on_timeout(self, *, now_ns: int) -> None:
         """A deadline may have passed."""
@@ -113,7 +115,7 @@ class ClusterMachine:
                 self._check_deadline(self.attempts[grant])
         self._fail_overdue()
         self._dispatch()
-        self._note_reading()
+        self._reading = bool(self.members.reading)
 
     def _fail_overdue(self) -> None:
         deadline_ns = self._settings.waiting_deadline_ns
@@ -233,7 +235,9 @@ class ClusterMachine:
         if attempt is None or event.node not in attempt.loading:
             return
         attempt.loading.discard(event.node)
+        frees = False
         if event.node == attempt.decode_node.node:
+            frees = bool(attempt.sources)
             attempt.drop_sources()
         elif not attempt.copied:
             self._commands.append(ev.StartPull(attempt.grant, attempt.decode_node.node))
@@ -241,6 +245,8 @@ class ClusterMachine:
             attempt.phase = Phase.PREFILLING
             attempt.pushing = True
             self._commands.append(ev.StartPrefill(attempt.grant, attempt.prefill.engine))
+        if frees:
+            self._dispatch()
 
     def _prefill_started(self, event: ev.PrefillStarted) -> None:
         self._alive(event.grant)
@@ -355,6 +361,9 @@ class ClusterMachine:
     # starts of attempts ------------------------------------------------------------------------------------------
 
     def _dispatch(self) -> None:
+        if not self.waiting:
+            self._unchecked.clear()
+            return
         self._refuse_oversized()
         for attempt in self._dispatcher.start():
             self.attempts[attempt.grant] = attempt
@@ -364,13 +373,12 @@ class ClusterMachine:
 
     def _refuse_oversized(self) -> None:
         """What could never start would hold up all others; looked at again when smaller engines have joined."""
-        if not self.waiting:
-            self._unchecked.clear()
-            return
         capacity = self.members.request_capacity_tokens(self._settings.block_tokens)
         if capacity != self._capacity_tokens:
             self._capacity_tokens = capacity
             self._unchecked = list(self.waiting)
+        if not self._unchecked:
+            return
         for request in self._unchecked:
             if 0 < capacity < request.total_tokens and request in self.waiting:
                 needs = f"prompt and max_tokens need {request.total_tokens} tokens"
@@ -414,5 +422,3 @@ class ClusterMachine:
             self.any_read_ns += now_ns - self._now_ns
         self._now_ns = now_ns
 
-    def _note_reading(self) -> None:
-        self._reading = bool(self.members.reading)

@@ -41,11 +41,11 @@ class AttemptMaker:
 
     def make(self, request: Waiting, prefill_id: EngineId, decode_id: EngineId) -> Attempt | None:
         """Plan the read and reserve all slots on both sides, or change nothing."""
-        prefill_node = self._members.nodes[node_of(prefill_id)]
         decode_node = self._members.nodes[node_of(decode_id)]
         total_blocks = -(-request.total_tokens // self._settings.block_tokens)
         if total_blocks > decode_node.ledger.available:
             return None
+        prefill_node = self._members.nodes[node_of(prefill_id)]
         hit = self._hit(request)
         plan = self._plan(hit, prefill_node, prefill_node.engines[prefill_id], decode_node)
         if not hit.retained:  # the policy may leave the end of the hit to be computed again
