@@ -59,7 +59,9 @@ class Network:
         return flow.size * min(1.0, max(0.0, 1 - flow.left_at(self._kernel.now_ns) / flow.work))
 
     def set_rate(self, link: Link, bytes_per_s: float) -> None:
-        """Change a link under its flows; 0 stops them. ValueError to or from an infinite rate."""
+        """Change a link under its flows; 0 stops them. ValueError between infinite and finite rates."""
+        if link.rate == bytes_per_s == inf:
+            return
         if not (0 <= bytes_per_s < inf and link.rate < inf):
             raise ValueError(f"link {link.name} cannot go from {link.bytes_per_s} to {bytes_per_s} bytes/s")
         flows = [flow for users in link.users for flow in users]

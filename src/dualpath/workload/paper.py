@@ -1,6 +1,8 @@
 """Generated agents with the lengths of the paper's sets (paper section 6, table of MaxLen 32K, 48K, 64K)."""
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from dualpath.core.errors import ConfigError
 from dualpath.workload.content import Drawn, Piece, Vocabulary
@@ -56,25 +58,40 @@ def generate(
 
     `shared_prompt_tokens` of every first prompt are the same in all agents (a system prompt).
     """
-    if preset not in PRESETS:
-        raise ConfigError(f"no preset {preset!r}; there are {', '.join(sorted(PRESETS))}")
-    if agents < 1 or not 0 <= shared_prompt_tokens < PRESETS[preset].first_prompt_tokens * _SPREAD:
+    row = preset_named(preset)
+    if agents < 1 or not 0 <= shared_prompt_tokens < row.first_prompt_tokens * _SPREAD:
         raise ConfigError("give at least 1 agent, and a shared prompt of less than half the preset's first prompt")
     vocabulary = Vocabulary(vocab, low, seed)
-    return [_agent(PRESETS[preset], index, vocabulary, shared_prompt_tokens) for index in range(agents)]
+    return [_agent(row, index, vocabulary, shared_prompt_tokens) for index in range(agents)]
+
+
+def preset_named(name: str) -> Preset:
+    """ConfigError, with the names that there are, for another."""
+    if name not in PRESETS:
+        raise ConfigError(f"no preset {name!r}; there are {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]
+
+
+def drawn_lengths(
+    preset: Preset, index: int, seed: int, append_factor: float = 1.0, gen_factor: float = 1.0
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Appends (the first is the first prompt, which no factor scales) and generations of an agent's turns."""
+    # Lengths come from a stream of 32-bit integers of their own: they do not depend on the vocabulary.
+    lengths = Vocabulary(2**32, 0, seed).draw(f"lengths/{index}", 0, 2 * preset.turns)
+    factors = 1 - _SPREAD + 2 * _SPREAD * lengths / 2.0**32
+    means = np.full(preset.turns, preset.mean_append_tokens * append_factor)
+    means[0] = preset.first_prompt_tokens
+    appends, gens = means * factors[::2], preset.gen_tokens * gen_factor * factors[1::2]
+    return np.rint(appends).clip(min=1).astype(np.int32), np.rint(gens).clip(min=1).astype(np.int32)
 
 
 def _agent(preset: Preset, index: int, vocabulary: Vocabulary, shared_tokens: int) -> Session:
-    # Lengths come from a stream of 32-bit integers of their own: they do not depend on the vocabulary.
-    lengths = Vocabulary(2**32, 0, vocabulary.seed).draw(f"lengths/{index}", 0, 2 * preset.turns)
-    factors = (1 - _SPREAD + 2 * _SPREAD * lengths / 2.0**32).tolist()
+    appends, gens = drawn_lengths(preset, index, vocabulary.seed)
     turns: list[Turn] = []
-    for turn in range(preset.turns):
-        mean = preset.mean_append_tokens if turn else preset.first_prompt_tokens
-        added = max(1, round(mean * factors[2 * turn]))
+    for turn, (added, generated) in enumerate(zip(appends.tolist(), gens.tolist(), strict=True)):
         append: tuple[Piece, ...] = (Drawn(vocabulary, f"append/{index}/{turn}", added),)
         if turn == 0 and shared_tokens:
             own = Drawn(vocabulary, f"append/{index}/{turn}", added - shared_tokens)
             append = (Drawn(vocabulary, "shared", shared_tokens), own)
-        turns.append(Turn(append, max(1, round(preset.gen_tokens * factors[2 * turn + 1]))))
+        turns.append(Turn(append, generated))
     return Session(f"agent-{index}", tuple(turns))

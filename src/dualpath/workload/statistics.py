@@ -32,10 +32,10 @@ def workload_statistics(
 ) -> WorkloadStatistics:
     """Statistics with hits in blocks of `block_tokens`, within sessions or also across them."""
     index = PrefixIndex(block_tokens)
-    rows: list[_Row] = []
+    rows: list[Row] = []
     totals: list[int] = []
     for session in sessions:
-        of_session = _session_rows(session, index if across_sessions else PrefixIndex(block_tokens))
+        of_session = session_rows(session, index if across_sessions else PrefixIndex(block_tokens))
         totals.append(max((row.prompt + row.gen for row in of_session), default=0))
         rows.extend(of_session)
     later = [row for row in rows if not row.is_first]
@@ -54,7 +54,9 @@ def workload_statistics(
     )
 
 
-class _Row(msgspec.Struct, frozen=True):
+class Row(msgspec.Struct, frozen=True):
+    """A request: its lengths, and how much of its prompt was there before."""
+
     prompt: int
     gen: int
     hit_tokens: int
@@ -62,14 +64,15 @@ class _Row(msgspec.Struct, frozen=True):
     is_first: bool
 
 
-def _session_rows(session: Session, index: PrefixIndex) -> list[_Row]:
-    rows: list[_Row] = []
+def session_rows(session: Session, index: PrefixIndex) -> list[Row]:
+    """A session's requests in order, whose histories enter `index`."""
+    rows: list[Row] = []
     chains: list[Chain] = []
     for base, prompt, output in planned_pieces(session):
         asked, hit = index.visit(prompt, chains[base] if base >= 0 else Chain())
         answered, _ = index.visit((*prompt, output), asked)
         chains.append(answered)
-        rows.append(_Row(total_tokens(prompt), output.tokens, hit.tokens, hit.blocks, not rows))
+        rows.append(Row(total_tokens(prompt), output.tokens, hit.tokens, hit.blocks, not rows))
     return rows
 
 
