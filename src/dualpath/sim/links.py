@@ -7,6 +7,8 @@ from typing import Any
 
 LOW_SHARE = 0.01  # of a link, kept for the low lane while both lanes want it (paper section 4: "about 99%")
 NEVER = 2**63
+SLACK = 1e-9  # relative: what sums of rates may be off by
+_ENOUGH = 1 + SLACK
 
 
 class Lane(enum.IntEnum):
@@ -27,6 +29,7 @@ class Link:
         "busy_ns",
         "busy_since_ns",
         "bytes_moved",
+        "demand",
         "load",
         "message_bytes",
         "message_ns",
@@ -34,6 +37,7 @@ class Link:
         "rate",
         "room",
         "share",
+        "tight",
         "users",
         "weight",
     )
@@ -48,7 +52,9 @@ class Link:
         self.busy_since_ns = 0
         self.users: tuple[dict[Flow, None], dict[Flow, None]] = ({}, {})  # of each lane
         self.load = 0.0  # sum of rate * weight over its users
-        self.binds = 0  # users that would go faster but for this link
+        self.demand = 0.0  # the same at the rates that they would have alone
+        self.tight = False  # their demand is more than it has: only then can it bind anybody
+        self.binds = 0  # users that would go faster but for the others here
         self.room = 0.0  # while rates are settled: what nobody has got yet,
         self.weight = 0.0  # the weights of those who wait for some of it,
         self.share = -1.0  # and what each of them got in the end
@@ -65,9 +71,9 @@ class Link:
         self.message_bytes = self.message_ns * self.rate if self.rate < inf else 0.0  # what a message displaces
 
     def limit(self) -> float:
-        """Load up to which it bounds nobody; with both lanes on it cautiously low."""
+        """Load up to which it binds nobody; with both lanes on it cautiously low."""
         low, high = self.users
-        return self.rate * (1 - LOW_SHARE) if low and high else self.rate
+        return self.rate * (1 - LOW_SHARE) if low and high else self.rate * _ENOUGH
 
 
 class Flow:
@@ -80,6 +86,7 @@ class Flow:
     __slots__ = (
         "args",
         "bound",
+        "cap",
         "done",
         "due_ns",
         "event_ns",
@@ -106,7 +113,8 @@ class Flow:
         self.done = done
         self.args = args
         self.rate = 0.0  # work/ns; 0 until the instant that it started in ends
-        self.bound: Link | None = None  # the link that keeps it from going faster
+        self.cap = inf  # its rate if it were alone
+        self.bound: Link | None = None  # the link where others keep it from going faster; None: it has its cap
         self.next_rate = inf  # while rates are settled: negative until known; inf: stays as it is
         self.next_bound: Link | None = None
         self.work = self.left = 0.0

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from math import ceil, inf
 from typing import Any
 
-from dualpath.sim.fair_share import SLACK, Members, changes, fill, reaches_others, whole
+from dualpath.sim.fair_share import UNCHANGED, Members, bind, fill, reaches_others, whole
 from dualpath.sim.kernel import Kernel
-from dualpath.sim.links import NEVER, Flow, Lane, Link
+from dualpath.sim.links import LOW_SHARE, NEVER, Flow, Lane, Link
 
 __all__ = ["Flow", "Lane", "Link", "Network"]
 
 _LAST = 2**30  # priority: after all else that happens at the same time
+_ROOMY = 1 - LOW_SHARE  # of a link's rate: a demand that surely fits
 _EARLY_NS = 1e-3  # an end so little after a whole nanosecond is float noise and not rounded up
 
 
@@ -78,25 +79,32 @@ class Network:
         flow.weigh()
         flow.left = flow.work * part
         flow.since_ns = now_ns
-        rate, bound = inf, None
+        rate = inf
         for link, weight in flow.uses.items():
             users = link.users
             if not users[0] and not users[1]:
                 link.busy_since_ns = now_ns
             users[lane][flow] = None
             if link.rate < rate * weight:
-                rate, bound = link.rate / weight, link
-        crowded = [
-            link for link, weight in flow.uses.items() if link.load + rate * weight > link.limit() * (1 + SLACK)
-        ]  # fmt: skip
-        if crowded:
-            for link in crowded:
-                self._touch(link)
+                rate = link.rate / weight
+        flow.cap = rate
+        crowded = []
+        for link, weight in flow.uses.items():
+            used = rate * weight
+            link.demand += used
+            link.load += used
+            if link.demand > link.rate * _ROOMY:
+                limit = link.limit()
+                link.tight = link.demand > limit
+                if link.load > limit:
+                    crowded.append(link)
+        if not crowded:
+            self._serve(flow, rate)
             return
         for link, weight in flow.uses.items():
-            link.load += rate * weight
-        _bind(flow, bound)
-        self._serve(flow, rate)
+            link.load -= rate * weight
+        for link in crowded:
+            self._touch(link)
 
     def _serve(self, flow: Flow, rate: float) -> None:
         """Go on at this rate. An event that comes too early is left to find out by itself that it does."""
@@ -123,18 +131,22 @@ class Network:
     def _leave(self, flow: Flow) -> None:
         """Take a flow off its links; others may then go faster only where a link binds them."""
         now_ns, lane = self._kernel.now_ns, flow.lane
-        _bind(flow, None)
+        bind(flow, None)
         for link, weight in flow.uses.items():
             users = link.users
             del users[lane][flow]
             link.busy_ns += now_ns - link.busy_since_ns
             link.busy_since_ns = now_ns
-            if users[0] or users[1]:
-                link.load -= flow.rate * weight
+            if not users[0] and not users[1]:
+                link.load = link.demand = 0.0
+                link.tight = False
+                continue
+            link.load -= flow.rate * weight
+            link.demand -= flow.cap * weight
+            if link.tight:
+                link.tight = link.demand > link.limit()
                 if link.binds:
                     self._touch(link)
-            else:
-                link.load = 0.0
         flow.uses = {}
         flow.rate = 0.0
         flow.due_ns = NEVER
@@ -155,30 +167,22 @@ class Network:
                     flows.update(users)
             members = fill(flows)
             fresh = [link for link, mine in members.items() if reaches_others(link, mine)]
-        for link, mine in members.items():
-            if whole(link, mine):
-                link.load = link.rate - link.room
-            else:
-                link.load += sum([(flow.next_rate - flow.rate) * flow.uses[link] for flow in mine])
         for flow in flows:
             self._apply(flow)
+        for link, mine in members.items():
+            if whole(link, mine):
+                link.load = link.rate - link.room  # exactly: sums of changes would drift
 
     def _apply(self, flow: Flow) -> None:
         """Make the next rate the rate."""
-        _bind(flow, flow.next_bound)
-        if changes(flow):
-            now_ns = self._kernel.now_ns
-            flow.left = flow.left_at(now_ns)
-            flow.since_ns = now_ns
-            self._serve(flow, flow.next_rate)
-        flow.next_rate = inf
-
-
-def _bind(flow: Flow, bound: Link | None) -> None:
-    if flow.bound is bound:
-        return
-    if flow.bound is not None:
-        flow.bound.binds -= 1
-    if bound is not None:
-        bound.binds += 1
-    flow.bound = bound
+        rate, flow.next_rate = flow.next_rate, inf
+        bind(flow, flow.next_bound)
+        change = rate - flow.rate
+        if abs(change) <= UNCHANGED * rate:
+            return
+        for link, weight in flow.uses.items():
+            link.load += change * weight
+        now_ns = self._kernel.now_ns
+        flow.left = flow.left_at(now_ns)
+        flow.since_ns = now_ns
+        self._serve(flow, rate)
