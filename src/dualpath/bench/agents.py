@@ -9,6 +9,7 @@ import msgspec
 
 from dualpath.bench.client import Answer, Target, complete
 from dualpath.core.errors import ServiceError
+from dualpath.core.request import Timeline
 from dualpath.workload import History, Session
 
 WATCH_S = 0.5
@@ -27,6 +28,7 @@ class TurnRecord(msgspec.Struct):
     ttst_s: float | None  # first until second token
     tpot_s: float | None  # mean over the later gaps
     ended_s: float
+    timeline: Timeline = msgspec.field(default_factory=Timeline)  # as the scheduler saw it
 
 
 class Replayed(msgspec.Struct):
@@ -125,4 +127,5 @@ class _Agent:
             ttst_s=times_s[1] - times_s[0] if count > 1 else None,
             tpot_s=(times_s[-1] - times_s[1]) / (count - 2) if count > 2 else None,
             ended_s=times_s[-1] - self._clock_s,
+            timeline=answer.timeline,
         )

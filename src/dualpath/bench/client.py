@@ -12,7 +12,9 @@ from contextlib import aclosing
 import msgspec
 
 from dualpath.core.errors import ServiceError
+from dualpath.core.request import Timeline
 
+TIMING_HEADER = "x-dualpath-timing"
 LONGEST_LINE = 1 << 24  # the first event repeats the prompt's token ids
 
 
@@ -48,6 +50,7 @@ class Event(msgspec.Struct):
     choices: list[Choice] = []
     usage: Usage | None = None
     error: Fault | None = None
+    timeline: Timeline | None = None  # comes as a comment
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -67,6 +70,7 @@ class Answer(msgspec.Struct):
     gaps: list[float]  # between the two best logits, one a token
     times_s: list[float]
     cached_tokens: int
+    timeline: Timeline = msgspec.field(default_factory=Timeline)
 
 
 _DECODER = msgspec.json.Decoder(Event)
@@ -97,6 +101,7 @@ def _take(event: Event, answer: Answer) -> None:
         answer.tokens += choice.token_ids
         answer.gaps += choice.logit_gaps
         answer.times_s += [time.monotonic()] * len(choice.token_ids)
+    answer.timeline = event.timeline or answer.timeline
     if event.usage:
         answer.cached_tokens = event.usage.prompt_tokens_details.cached_tokens
 
@@ -106,7 +111,8 @@ async def _events(target: Target, body: bytes) -> AsyncGenerator[Event, None]:
     try:
         head = (
             f"POST /v1/completions HTTP/1.1\r\nhost: {target.host}:{target.port}\r\nconnection: close\r\n"
-            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            f"{TIMING_HEADER}: 1\r\n\r\n"
         )
         writer.write(head.encode() + body)
         status = int((await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)[1])
@@ -116,6 +122,13 @@ async def _events(target: Target, body: bytes) -> AsyncGenerator[Event, None]:
             yield event
     finally:
         writer.close()
+
+
+def _event(block: bytes) -> Event:
+    comment = f": {TIMING_HEADER} ".encode()
+    if block.startswith(comment):
+        return Event(timeline=msgspec.json.decode(block.removeprefix(comment), type=Timeline))
+    return _DECODER.decode(block.removeprefix(b"data: "))
 
 
 def _refusal(body: bytes) -> str:
@@ -135,7 +148,7 @@ async def _body(reader: asyncio.StreamReader) -> AsyncGenerator[Event, None]:
         for block in blocks:
             if block == b"data: [DONE]":
                 return
-            event = _DECODER.decode(block.removeprefix(b"data: "))
+            event = _event(block)
             if event.error:
                 raise ServiceError(event.error.message)
             yield event

@@ -124,9 +124,9 @@ class Line:
         self._progress.start_task(self._task)
         self._progress.update(self._task, description=self._name)
 
-    def advance(self) -> None:
-        """One more turn is done."""
-        self._progress.advance(self._task)
+    def advance(self, turns: int = 1) -> None:
+        """So many more turns are done."""
+        self._progress.advance(self._task, turns)
 
     def end(self) -> None:
         """The clock stops."""

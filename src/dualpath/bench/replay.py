@@ -3,7 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -36,16 +36,30 @@ class Result(msgspec.Struct, kw_only=True):
     cores: int
 
 
+class Measured(NamedTuple):
+    """One policy's run before it is summed up."""
+
+    run: Run
+    replayed: Replayed
+    cost: Cost
+
+
 def replay(config: Config, experiment: Experiment) -> Result:
     """Run the experiment; ConfigError before any cluster starts when it cannot be run."""
+    return measure(config, experiment)[0]
+
+
+def measure(config: Config, experiment: Experiment) -> tuple[Result, list[Measured]]:
+    """The same, with every turn of every run."""
     check(experiment, config)
     with tempfile.TemporaryDirectory(prefix="dualpath-replay-") as folder:
         config = settle_folders(private_place(cluster_config(config, config.scheduling.read_policy), Path(folder)))
         spec = served_spec(config)
         sessions = load_sessions(experiment, spec)
         with Display() as display:
-            runs = _Replay(config, experiment, sessions, spec.layout, display).run()
-    return Result(
+            measured = _Replay(config, experiment, sessions, spec.layout, display).run()
+    runs = [one.run for one in measured]
+    result = Result(
         runs=runs,
         speedup=speedups(runs),
         workload=workload_statistics(sessions, block_tokens=spec.layout.block_tokens, across_sessions=True),
@@ -54,6 +68,7 @@ def replay(config: Config, experiment: Experiment) -> Result:
         version=__version__,
         cores=len(os.sched_getaffinity(0)),
     )
+    return result, measured
 
 
 class _Replay:
@@ -68,7 +83,7 @@ class _Replay:
         self._store = BaseStore(config, layout)
         self._display = display
 
-    def run(self) -> list[Run]:
+    def run(self) -> list[Measured]:
         """All pairs of all policies, in order."""
         try:
             self._fill()
@@ -84,18 +99,19 @@ class _Replay:
             line.end()
         self._store.remember()
 
-    def _compare(self) -> list[Run]:
-        runs: list[Run] = []
+    def _compare(self) -> list[Measured]:
+        runs: list[Measured] = []
         first: Replayed | None = None
         for pair in range(self._experiment.pairs):
             for policy in self._experiment.policies:
                 config = cluster_config(self._config, policy)
                 replayed, cost = self._measure(config, self._display.line(policy, self._turns))
                 first = first or replayed
-                runs.append(summarise(
+                run = summarise(
                     policy, pair, config.cluster.topology, replayed, first, cost, block_tokens=self._block_tokens,
                     rate_bytes_per_s=config.snic_bytes_per_s, cnic_bytes_per_s=config.cnic_bytes_per_s,
-                ))  # fmt: skip
+                )  # fmt: skip
+                runs.append(Measured(run, replayed, cost))
         return runs
 
     def _measure(self, config: Config, line: Line) -> tuple[Replayed, Cost]:

@@ -78,22 +78,22 @@ def summarise(
     spent = cost.spent
     turns, jct_s = replayed.turns, replayed.jct_s
     ttft, ttst, tpot = (
-        _percentiles([getattr(turn, name) for turn in turns]) for name in ("ttft_s", "ttst_s", "tpot_s")
+        percentiles([getattr(turn, name) for turn in turns]) for name in ("ttft_s", "ttst_s", "tpot_s")
     )
     return Run(
         policy=policy, pair=pair, topology=topology, jct_s=jct_s,
         agent_jct_mean_s=mean(replayed.agent_s) if replayed.agent_s else None,
-        turns=len(turns), requests_per_s=_ratio(len(turns), jct_s),
+        turns=len(turns), requests_per_s=ratio(len(turns), jct_s),
         ttft_p50_s=ttft[0], ttft_p99_s=ttft[1], ttst_p50_s=ttst[0], ttst_p99_s=ttst[1],
         tpot_p50_s=tpot[0], tpot_p99_s=tpot[1],
-        hit_rate=_ratio(sum(t.cached_tokens for t in turns), sum(t.prompt_tokens for t in turns)),
-        hit_rate_blocks=_ratio(
+        hit_rate=ratio(sum(t.cached_tokens for t in turns), sum(t.prompt_tokens for t in turns)),
+        hit_rate_blocks=ratio(
             sum(t.cached_tokens // block_tokens for t in turns), sum(t.prompt_tokens // block_tokens for t in turns)
         ),
         snic_utilisation=snic_utilisation(spent, rate_bytes_per_s, of_direction(cost.wire_bytes, "snic_in")),
         snic_max_over_avg=snic_max_over_avg(spent, prefill_only=policy == "prefill-only"),
         cnic_peak=cnic_peak(cost.wire_bytes, cnic_bytes_per_s, jct_s),
-        snic_busy={n.node: _ratio(n.read_busy_ns, jct_s * NS_PER_S) or 0.0 for n in spent.nodes},
+        snic_busy={n.node: ratio(n.read_busy_ns, jct_s * NS_PER_S) or 0.0 for n in spent.nodes},
         bytes_read=BytesRead(spent.read_bytes(Role.PREFILL), spent.read_bytes(Role.DECODE)),
         bytes_retained=sum(node.retained_bytes for node in spent.nodes),
         wire_bytes=cost.wire_bytes or None,
@@ -112,7 +112,7 @@ def snic_utilisation(spent: Spent, rate_bytes_per_s: int | None, wire_in: Sequen
     if rate_bytes_per_s is None:
         return None
     possible = len(spent.nodes) * rate_bytes_per_s * spent.any_read_ns / NS_PER_S
-    return _ratio(sum(wire_in or (node.read_bytes for node in spent.nodes)), possible)
+    return ratio(sum(wire_in or (node.read_bytes for node in spent.nodes)), possible)
 
 
 def cnic_peak(wire: Mapping[str, int], rate_bytes_per_s: int | None, jct_s: float) -> float | None:
@@ -120,20 +120,20 @@ def cnic_peak(wire: Mapping[str, int], rate_bytes_per_s: int | None, jct_s: floa
     moved = [*of_direction(wire, "cnic_in"), *of_direction(wire, "cnic_out")]
     if rate_bytes_per_s is None or not moved:
         return None
-    return _ratio(max(moved), rate_bytes_per_s * jct_s)
+    return ratio(max(moved), rate_bytes_per_s * jct_s)
 
 
 def wire_over_read(run: Run) -> float | None:
     """Bytes in through all SNICs / payload that the plans named: what protocols add, and reads that were in vain."""
     if run.wire_bytes is None:
         return None
-    return _ratio(sum(of_direction(run.wire_bytes, "snic_in")), run.bytes_read.prefill + run.bytes_read.decode)
+    return ratio(sum(of_direction(run.wire_bytes, "snic_in")), run.bytes_read.prefill + run.bytes_read.decode)
 
 
 def snic_max_over_avg(spent: Spent, *, prefill_only: bool) -> float | None:
     """Most bytes that one node read / their mean, over the nodes that the policy may read with."""
     read = [node.read_bytes for node in spent.nodes if node.role is Role.PREFILL or not prefill_only]
-    return _ratio(max(read), mean(read))
+    return ratio(max(read), mean(read))
 
 
 def tokens_sha256(turns: Sequence[TurnRecord]) -> str:
@@ -160,7 +160,7 @@ def speedups(runs: Sequence[Run]) -> dict[str, float]:
     ratios: dict[str, list[float]] = {}
     for run in runs:
         base = next(r for r in runs if r.pair == run.pair)
-        ratios.setdefault(run.policy, []).append(_ratio(base.jct_s, run.jct_s) or 0.0)
+        ratios.setdefault(run.policy, []).append(ratio(base.jct_s, run.jct_s) or 0.0)
     return {policy: median(values) for policy, values in ratios.items()}
 
 
@@ -183,7 +183,7 @@ def write_json(file: Path, content: object) -> None:
         raise
 
 
-def _percentiles(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+def percentiles(values: Sequence[float | None]) -> tuple[float | None, float | None]:
     """p50 and p99."""
     known = [value for value in values if value is not None]
     if not known:
@@ -192,5 +192,6 @@ def _percentiles(values: Sequence[float | None]) -> tuple[float | None, float | 
     return float(p50), float(p99)
 
 
-def _ratio(part: float, whole: float) -> float | None:
+def ratio(part: float, whole: float) -> float | None:
+    """None where it is not defined."""
     return part / whole if whole else None

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dualpath import __version__
+from dualpath.cli.calibrate import calibrate
 from dualpath.cli.doctor import doctor
 from dualpath.cli.explain import explain
 from dualpath.cli.plan import plan
@@ -14,6 +15,7 @@ from dualpath.cli.qos import qos
 from dualpath.cli.replay import replay
 from dualpath.cli.reproduce import reproduce
 from dualpath.cli.roles import agent, engine, gateway, scheduler
+from dualpath.cli.simulate import simulate
 from dualpath.cli.testbed import app as testbed
 from dualpath.cli.up import up
 from dualpath.core.errors import ConfigError, DualPathError
@@ -33,10 +35,14 @@ Examples:
   dualpath replay --help                       compare read policies
 
   dualpath doctor --store /mnt/kv              measure this host, say what to change
+
+  dualpath plan --help                         how many nodes of each role, and whether both paths help
+
+  dualpath simulate examples/scenario.toml     predict a cluster that you do not have
 """
 
 app = typer.Typer(name="dualpath", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
-for command in (up, replay, reproduce, explain, qos, doctor, plan):
+for command in (up, replay, simulate, plan, reproduce, calibrate, explain, qos, doctor):
     app.command()(command)
 app.add_typer(testbed, name="testbed")
 for command in (scheduler, gateway, agent, engine):

@@ -10,6 +10,7 @@ from dualpath.core.plan import ReadPlan
 from dualpath.core.report import Role
 from dualpath.core.request import FinishReason
 from dualpath.core.runs import Runs
+from dualpath.policy.retain import Kept
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -180,6 +181,7 @@ class Assign(Command, frozen=True):
     prefill_blocks: Runs  # the blocks that lie in prefill_slots, in order
     prefill_slots: Runs
     decode_slots: Runs  # one per block of the request, tokens to come included
+    kept: Kept | None = None  # the first blocks lie in a node's spare DRAM, from where the decode node takes them
 
 
 class StartPull(Command, frozen=True):

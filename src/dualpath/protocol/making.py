@@ -10,6 +10,7 @@ from dualpath.core.plan import BlockRange, ReadPlan, ReadSegment
 from dualpath.core.runs import Runs
 from dualpath.policy.loads import ReadChoice
 from dualpath.policy.read import READ_POLICIES
+from dualpath.policy.retain import Kept
 from dualpath.protocol.events import RetainedBlock
 from dualpath.protocol.membership import Engine, Membership, Node
 from dualpath.protocol.request import Attempt
@@ -18,10 +19,19 @@ from dualpath.protocol.waiting import Waiting
 
 
 class Hit(msgspec.Struct, frozen=True):
-    """The cached prefix of a request: `blocks` full blocks, of which `retained` lie in arenas, the rest on storage."""
+    """The cached prefix of a request: `blocks` full blocks, all on storage but those that are elsewhere.
+
+    `retained` lie in arenas, for their write-backs; the first ones may be `kept` in a node's spare DRAM besides.
+    """
 
     blocks: int
     retained: tuple[RetainedBlock, ...] = ()
+    kept: Kept | None = None
+
+    @property
+    def kept_blocks(self) -> int:
+        """How many of the hit need not be read as they are kept."""
+        return min(self.kept.blocks, self.blocks) if self.kept else 0
 
 
 LookUp = Callable[[RequestId], Hit]
@@ -49,7 +59,7 @@ class AttemptMaker:
         hit = self._hit(request)
         plan = self._plan(hit, prefill_node, prefill_node.engines[prefill_id], decode_node)
         if not hit.retained:  # the policy may leave the end of the hit to be computed again
-            hit = Hit(plan.stop)
+            hit = Hit(plan.stop if plan.segments else hit.kept_blocks, kept=hit.kept)
         prefill_blocks = _blocks_of(plan, prefill_node.node)
         if len(prefill_blocks) > prefill_node.ledger.available:
             return None
@@ -61,6 +71,7 @@ class AttemptMaker:
             grant, request, prefill_node, prefill_node.engines[prefill_id], decode_node,
             decode_node.engines[decode_id], hit.blocks, plan, hit.retained, prefill_blocks,
             prefill_node.ledger.take(len(prefill_blocks), grant), decode_node.ledger.take(total_blocks, grant),
+            kept=hit.kept,
         )  # fmt: skip
         attempt.occupy([self._members.nodes[r.node] for r in hit.retained], self._settings.block_tokens)
         self._count_decisions(attempt)
@@ -73,7 +84,8 @@ class AttemptMaker:
         hit = self._look_up(request.request)
         blocks = min(hit.blocks, (request.prompt_tokens - 1) // self._settings.block_tokens)
         blocks = min([blocks, *(r.block for r in hit.retained if not self._is_there(r))])
-        return Hit(blocks, tuple(r for r in hit.retained if r.block < blocks))
+        kept = hit.kept if hit.kept and hit.kept.node in self._members.nodes else None
+        return Hit(blocks, tuple(r for r in hit.retained if r.block < blocks), kept)
 
     def _is_there(self, block: RetainedBlock) -> bool:
         """Whether the slot still has the block; the index is only a hint."""
@@ -81,11 +93,13 @@ class AttemptMaker:
         return node is not None and node.ledger.holds(block.slot, block.grant)
 
     def _plan(self, hit: Hit, prefill: Node, engine: Engine, decode: Node) -> ReadPlan:
-        """The policy plans the blocks before the first retained one; stored ones after it go to the decode side."""
+        """The policy plans the blocks between the kept ones and the first retained one; stored ones after that go to the
+        decode side.
+        """
         first_retained = min((r.block for r in hit.retained), default=hit.blocks)
         block_tokens = self._settings.block_tokens
         choice = ReadChoice(
-            BlockRange(0, first_retained), prefill.load(), decode.load(), block_tokens, self._plans,
+            BlockRange(min(hit.kept_blocks, first_retained), first_retained), prefill.load(), decode.load(), block_tokens, self._plans,
             compute_wait_s=engine.wait_s, compute_tokens_per_s=0.0 if hit.retained else engine.compute_tokens_per_s,
         )  # fmt: skip
         plan = self._plan_read(choice)

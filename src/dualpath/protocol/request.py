@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from dualpath.core.ids import NodeId
 from dualpath.core.plan import ReadPlan
 from dualpath.core.runs import Runs
+from dualpath.policy.retain import Kept
 from dualpath.protocol.events import Assign, RetainedBlock
 from dualpath.protocol.membership import Engine, Node
 from dualpath.protocol.waiting import Waiting
@@ -47,6 +48,7 @@ class Attempt:
     prefill_blocks: Runs
     prefill_slots: Runs  # empty once they are given back
     decode_slots: Runs
+    kept: Kept | None = None
     deadline_ns: int = 0
     phase: Phase = Phase.LOADING
     copied: bool = False  # the decode node has what the prefill node read
@@ -68,7 +70,7 @@ class Attempt:
         """The command that starts it."""
         return Assign(
             self.grant, self.waiting.request, self.prefill.engine, self.decode.engine, self.hit_blocks, self.plan,
-            self.retained, self.prefill_blocks, self.prefill_slots, self.decode_slots,
+            self.retained, self.prefill_blocks, self.prefill_slots, self.decode_slots, self.kept,
         )  # fmt: skip
 
     # loads -------------------------------------------------------------------------------------------------------

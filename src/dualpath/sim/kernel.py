@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 Action = Callable[..., None]
+BACKGROUND = 9  # priority of actions that only watch: they do not keep a run going
 
 
 class Kernel:
@@ -21,6 +22,7 @@ class Kernel:
         self.actions_done = 0
         self._heap: list[tuple[int, int, int, Action, tuple[Any, ...]]] = []
         self._sequence = 0
+        self._foreground = 0  # actions in the heap that are not in the background
         self._hash = hashlib.sha256()
 
     def at(self, time_ns: int, action: Action, *args: Any, priority: int = 0) -> None:
@@ -31,6 +33,7 @@ class Kernel:
         if time_ns < self.now_ns:
             raise ValueError(f"an action for {time_ns} ns, which is before now, {self.now_ns} ns")
         self._sequence += 1
+        self._foreground += priority != BACKGROUND
         heapq.heappush(self._heap, (time_ns, priority, self._sequence, action, args))
 
     def after(self, delay_ns: int, action: Action, *args: Any, priority: int = 0) -> None:
@@ -38,10 +41,13 @@ class Kernel:
         self.at(self.now_ns + delay_ns, action, *args, priority=priority)
 
     def run(self, until_ns: int | None = None) -> None:
-        """Do all actions, or those up to and including `until_ns`; the clock then stands there."""
+        """Do all actions until only background ones are left, or those up to and including `until_ns`, where the clock
+        then stands.
+        """
         heap = self._heap
-        while heap and (until_ns is None or heap[0][0] <= until_ns):
-            self.now_ns, _, _, action, args = heapq.heappop(heap)
+        while self._foreground and (until_ns is None or heap[0][0] <= until_ns):
+            self.now_ns, priority, _, action, args = heapq.heappop(heap)
+            self._foreground -= priority != BACKGROUND
             self.actions_done += 1
             action(*args)
         if until_ns is not None:
