@@ -5,8 +5,10 @@ from hypothesis import strategies as st
 
 from dualpath.core.ids import NodeId
 from dualpath.scheduler.index import Held, PrefixIndex
+from dualpath.scheduler.keyset import KeySet
 
 KEYS = [bytes([n]) * 16 for n in range(6)]
+CHAINS = [KEYS[:5], KEYS[:2] + KEYS[5:]]  # two prompts with a common beginning
 NODES = [NodeId("d0"), NodeId("d1")]
 
 keys = st.sampled_from(KEYS)
@@ -19,8 +21,9 @@ happenings = st.lists(
         st.tuples(st.just("written"), keys, nodes, slots, st.booleans()),
         st.tuples(st.just("forget"), keys),
         st.tuples(st.just("lose"), nodes),
+        st.tuples(st.sampled_from(["fill", "look"]), st.sampled_from(CHAINS)),
     ),
-    max_size=25,
+    max_size=40,
 )
 
 
@@ -70,18 +73,60 @@ def tell(index: PrefixIndex, what: str, *args: object) -> None:
         index.lose_node(args[0])  # type: ignore[arg-type]
 
 
-@settings(max_examples=200, deadline=None)
+def assert_hit(index: PrefixIndex, oracle: list[Oracle], chain: list[bytes]) -> None:
+    hit = index.look_up(chain)
+    states = [s for s in oracle if s.key in chain]
+    known = [s.durable or s.held is not None for s in states]
+    assert hit.blocks == (known.index(False) if False in known else len(chain))
+    expected = {b: s.held for b, s in enumerate(states[: hit.blocks]) if not s.durable}
+    assert {r.block: Held(r.node, r.slot, r.grant) for r in hit.retained} == expected
+
+
+@settings(max_examples=400, deadline=None)
 @given(happenings)
 def test_the_index_agrees_with_the_oracle(seen: list[tuple]) -> None:  # type: ignore[type-arg]
     index, oracle = PrefixIndex(), [Oracle(key) for key in KEYS]
-    for happening in seen:
-        tell(index, *happening)
-        for state in oracle:
-            state.see(*happening)
+    for what, *args in seen:
+        if what == "look":
+            assert_hit(index, oracle, args[0])
+            continue
+        for happening in [("durable", key) for key in args[0]] if what == "fill" else [(what, *args)]:
+            tell(index, *happening)
+            for state in oracle:
+                state.see(*happening)
     assert [index.knows(k) for k in KEYS] == [s.durable or s.held is not None for s in oracle]
     assert index.pending == sum(s.held is not None for s in oracle)
-    hit = index.look_up(KEYS)
-    known = [s.durable or s.held is not None for s in oracle]
-    assert hit.blocks == (known.index(False) if False in known else len(KEYS))
-    expected = {b: s.held for b, s in enumerate(oracle[: hit.blocks]) if not s.durable}
-    assert {r.block: Held(r.node, r.slot, r.grant) for r in hit.retained} == expected
+    assert len(index) == sum(s.durable for s in oracle) + index.pending
+    for chain in CHAINS:
+        assert_hit(index, oracle, chain)
+
+
+words = st.tuples(st.sampled_from(["add", "add", "discard", "close"]), st.integers(0, 400))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(words, max_size=300))
+def test_a_key_set_is_a_set_whose_keys_may_be_marked(seen: list[tuple[str, int]]) -> None:
+    keys = KeySet()
+    plain: dict[bytes, bool] = {}
+    for what, number in seen:
+        key = (number << 17).to_bytes(8, "little") + bytes(8)  # all fall into one table
+        if what == "add":
+            keys.add(key)
+            plain.setdefault(key, False)
+        elif what == "discard":
+            assert keys.discard(key) == (plain.pop(key, None) is not None)
+        elif key in plain:
+            keys.close(key)
+            plain[key] = True
+        assert (key in keys, keys.is_closed(key)) == (key in plain, plain.get(key, False))
+        assert len(keys) == len(plain)
+    assert all(key in keys and keys.is_closed(key) == closed for key, closed in plain.items())
+
+
+def test_the_set_holds_more_than_it_needs_memory_for() -> None:
+    keys = KeySet(number.to_bytes(8, "little") * 2 for number in range(0, 2_000_000, 2))
+    assert len(keys) == 1_000_000
+    assert keys.nbytes() < 25_000_000  # small tables; 13 bytes each with more keys
+    assert (1_000_000).to_bytes(8, "little") * 2 in keys
+    assert (2_000_000).to_bytes(8, "little") * 2 not in keys
