@@ -71,13 +71,15 @@ class DecodeQueue(Generic[T]):
 
     def update(self, engines: Iterable[Decoding]) -> None:
         """These are the node's engines and loads now."""
-        rows = [(e.engine, e.tokens, e.requests, e.free_kv_tokens) for e in engines]
-        self._engines = [row[0] for row in rows]
-        self._loads = [row[1:3] for row in rows]
-        self._free = [row[3] for row in rows]
+        self._engines, self._loads, self._free, tokens = [], [], [], 0
+        for engine in engines:
+            self._engines.append(engine.engine)
+            self._loads.append((engine.tokens, engine.requests))
+            self._free.append(engine.free_kv_tokens)
+            tokens += engine.tokens
         self._fit(sum(self._free))
-        tokens = self._fitting_tokens + sum([row[1] for row in rows])
-        self._even_tokens = 21 * tokens // (20 * len(rows)) if rows else 0  # 1.05 = 21/20, in whole numbers
+        # 1.05 = 21/20, in whole numbers: an engine exactly at Z is not lost to rounding
+        self._even_tokens = 21 * (tokens + self._fitting_tokens) // (20 * max(1, len(self._engines)))
         self._placed.clear()
         self._stuck = False
 

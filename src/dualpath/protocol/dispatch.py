@@ -60,6 +60,8 @@ class Dispatcher:
             return []
         self._look_at_decode_nodes()
         self._choose_groups()
+        if not self._changed and not self._open:
+            return []  # no group has memory for its next request, and none has got any since that was looked at
         if self._choose_prefill() is None:
             return []  # who could start would wait for a prefill engine
         self._look_at_queues()
@@ -101,8 +103,7 @@ class Dispatcher:
     def _queue_changed(self, group: NodeId) -> None:
         node = self._members.nodes.get(group)
         if node:  # else it has just gone, and will be dropped
-            tokens = sum([e.tokens for e in node.engines.values()]) + self._queues[group].tokens
-            self._groups.set(group, (tokens, node.read_queue_tokens, node.position))
+            self._groups.set(group, (node.tokens + self._queues[group].tokens, node.read_queue_tokens, node.position))
             self._changed.add(group)
 
     def _drop_group(self, group: NodeId) -> None:

@@ -421,4 +421,3 @@ class ClusterMachine:
         if self._reading:
             self.any_read_ns += now_ns - self._now_ns
         self._now_ns = now_ns
-

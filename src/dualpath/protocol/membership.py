@@ -21,11 +21,16 @@ class Engine:
     compute_tokens_per_s: float = 0.0  # new tokens only
     requests: int = 0
     tokens: int = 0
+    free_kv_tokens: int = field(init=False)  # memory that is promised to nobody
 
-    @property
-    def free_kv_tokens(self) -> int:
-        """KV memory that is promised to nobody."""
-        return max(0, self.kv_tokens - self.tokens)
+    def __post_init__(self) -> None:
+        self.count(0, 0)
+
+    def count(self, requests: int, tokens: int) -> None:
+        """So much more (or less) is assigned to it."""
+        self.requests += requests
+        self.tokens += tokens
+        self.free_kv_tokens = max(0, self.kv_tokens - self.tokens)
 
     @property
     def wait_s(self) -> float:
@@ -47,15 +52,17 @@ class Node:
     position: int  # order of joining, over all lives of all nodes
     changed: "set[Node]"  # where it is put when its loads or engines have changed
     reading: "set[Node]"  # where it is while its read queue is not empty
+    tokens: int = 0  # of its engines
     read_queue_tokens: int = 0
     read_progress_ns: int = 0  # when a read of it last ended
     engines: dict[EngineId, Engine] = field(default_factory=dict)
 
     def count(self, engine: Engine, requests: int, tokens: int) -> None:
-        """So much more (or less) is assigned to the engine."""
-        engine.requests += requests
-        engine.tokens += tokens
-        self.changed.add(self)
+        """So much more (or less) is assigned to the engine; one that is gone counts no more for the node."""
+        engine.count(requests, tokens)
+        if self.engines.get(engine.engine) is engine:
+            self.tokens += tokens
+            self.changed.add(self)
 
     def queue_reads(self, tokens: int) -> None:
         """The storage read queue is so long now."""
@@ -149,12 +156,14 @@ class Membership:
         """The node has this engine now; none of its name before."""
         assert engine.engine not in node.engines
         node.engines[engine.engine] = engine
+        node.tokens += engine.tokens
         self._note_engines(node)
 
     def remove_engine(self, node: Node, engine: EngineId) -> Engine | None:
         """The engine is gone, if it was there."""
         gone = node.engines.pop(engine, None)
         if gone:
+            node.tokens -= gone.tokens
             self._note_engines(node)
         return gone
 
@@ -210,6 +219,7 @@ class Membership:
         nodes = self.nodes.values()
         assert self.reading == {n for n in nodes if n.read_queue_tokens > 0}, "nodes that read are miscounted"
         assert set(self._leases) == set(self.nodes), "leases of others than the nodes"
+        assert all(n.tokens == sum(e.tokens for e in n.engines.values()) for n in nodes), "tokens are miscounted"
         ends_ns = [self._leases.rank(n)[0] for n in self.nodes]
         assert self.next_expiry_ns() == min(ends_ns, default=None), "not the next lease"
         rates = [n.read_tokens_per_s for n in self.of_role(Role.PREFILL)]
