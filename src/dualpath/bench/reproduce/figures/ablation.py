@@ -4,7 +4,7 @@ from dualpath.bench.reproduce.figure import Figure, Number
 from dualpath.bench.reproduce.measures import change_percent
 from dualpath.bench.reproduce.outcome import Results
 from dualpath.bench.reproduce.plot import Curve, Plot, points
-from dualpath.bench.reproduce.size import first_turns
+from dualpath.bench.reproduce.size import agents_of, first_turns
 from dualpath.bench.reproduce.systems import (
     BASIC,
     DUALPATH,
@@ -30,7 +30,7 @@ def _run(system: System, agents: int, reading: Reading, quick: bool) -> Scenario
 
 
 def _agents(quick: bool) -> tuple[int, ...]:
-    return AGENTS[:1] if quick else AGENTS
+    return (agents_of(AGENTS[0], quick),) if quick else AGENTS
 
 
 def _scenarios(results: Results, quick: bool) -> list[Scenario]:

@@ -4,13 +4,12 @@ from dualpath.bench.reproduce.figure import Figure, Number
 from dualpath.bench.reproduce.measures import gain, of_gains
 from dualpath.bench.reproduce.outcome import Results
 from dualpath.bench.reproduce.plot import Curve, Plot, points
-from dualpath.bench.reproduce.size import first_turns
+from dualpath.bench.reproduce.size import agents_of, first_turns, readings
 from dualpath.bench.reproduce.systems import (
     BASIC,
     COMPARED,
     DUALPATH,
     READING_NAMES,
-    READINGS,
     V32,
     Reading,
     System,
@@ -29,14 +28,14 @@ def _factors(quick: bool) -> tuple[float, ...]:
 
 def _run(system: System, scaled: str, factor: float, reading: Reading, quick: bool) -> Scenario:
     more = first_turns(quick) | {f"{scaled}_factor": factor}
-    return scenario(system, V32, f"paper-64k{reading}", AGENTS, **more)
+    return scenario(system, V32, f"paper-64k{reading}", agents_of(AGENTS, quick), **more)
 
 
 def _scenarios(results: Results, quick: bool) -> list[Scenario]:
     return [
         _run(system, scaled, factor, reading, quick)
         for scaled in SCALED
-        for reading in READINGS
+        for reading in readings(quick)
         for factor in _factors(quick)
         for system in COMPARED
     ]
@@ -44,7 +43,7 @@ def _scenarios(results: Results, quick: bool) -> list[Scenario]:
 
 def _numbers(quick: bool) -> list[Number]:
     numbers: list[Number] = []
-    for reading in READINGS:
+    for reading in readings(quick):
         name = READING_NAMES[reading]
         pairs = [
             (_run(BASIC, "append", factor, reading, quick), _run(DUALPATH, "append", factor, reading, quick))
@@ -58,7 +57,7 @@ def _numbers(quick: bool) -> list[Number]:
                    of_gains(max, pairs), why),
         ]  # fmt: skip
     return numbers + [
-        _point(s, factor, reading, quick) for s in SCALED for reading in READINGS for factor in _factors(quick)
+        _point(s, factor, reading, quick) for s in SCALED for reading in readings(quick) for factor in _factors(quick)
     ]
 
 
@@ -79,12 +78,12 @@ def _plots(results: Results, quick: bool) -> list[Plot]:
 
     return [
         Plot(
-            title=f"660B 2P4D, {AGENTS} agents, {READING_NAMES[reading]}",
+            title=f"660B 2P4D, {agents_of(AGENTS, quick)} agents, {READING_NAMES[reading]}",
             x_label=f"factor of the {_NAMES[scaled]} lengths", y_label="JCT (s)",
             curves=[curve(system, scaled, reading) for system in COMPARED],
         )
         for scaled in SCALED
-        for reading in READINGS
+        for reading in readings(quick)
     ]  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from dualpath.bench.reproduce.figure import Figure, Number
 from dualpath.bench.reproduce.measures import Measure
 from dualpath.bench.reproduce.outcome import Balance, Missing, Outcome, Results, known
 from dualpath.bench.reproduce.plot import Curve, Plot
-from dualpath.bench.reproduce.size import first_turns
+from dualpath.bench.reproduce.size import agents_of, first_turns
 from dualpath.bench.reproduce.systems import (
     DUALPATH,
     READING_NAMES,
@@ -25,7 +25,7 @@ _INTERVALS = "Over intervals of 5 s; the paper does not give its interval, and s
 
 
 def _run(system: System, reading: Reading, quick: bool) -> Scenario:
-    return scenario(system, SMALL, f"paper-48k{reading}", AGENTS, **first_turns(quick))
+    return scenario(system, SMALL, f"paper-48k{reading}", agents_of(AGENTS, quick), **first_turns(quick))
 
 
 def _scenarios(results: Results, quick: bool) -> list[Scenario]:
@@ -75,7 +75,7 @@ def _plot(results: Results, reading: Reading, part: str, name: str, quick: bool)
         return Curve(_SHOWN[system.name], found, system.colour, marked=False)
 
     return Plot(
-        title=f"27B 1P1D, 48K, {AGENTS} agents, {READING_NAMES[reading]}: {name}", x_label="time (s)",
+        title=f"27B 1P1D, 48K, {agents_of(AGENTS, quick)} agents, {READING_NAMES[reading]}: {name}", x_label="time (s)",
         y_label="max / mean", y_from=1.0, curves=[curve(system) for system in _SYSTEMS],
     )  # fmt: skip
 

@@ -4,13 +4,12 @@ from dualpath.bench.reproduce.figure import Figure, Number
 from dualpath.bench.reproduce.measures import Measure, gap_closed_percent
 from dualpath.bench.reproduce.outcome import Results
 from dualpath.bench.reproduce.plot import Curve, Plot, points
-from dualpath.bench.reproduce.size import first_turns
+from dualpath.bench.reproduce.size import agents_of, first_turns, readings
 from dualpath.bench.reproduce.systems import (
     BASIC,
     DUALPATH,
     ORACLE,
     READING_NAMES,
-    READINGS,
     SETTINGS,
     Reading,
     Setting,
@@ -31,13 +30,13 @@ _WHY = "The paper has no such policy. 0: as long as the paper's policy; 100: as 
 
 
 def _run(system: System, setting: Setting, reading: Reading, quick: bool) -> Scenario:
-    return scenario(system, setting, f"paper-64k{reading}", AGENTS, **first_turns(quick))
+    return scenario(system, setting, f"paper-64k{reading}", agents_of(AGENTS, quick), **first_turns(quick))
 
 
 def _scenarios(results: Results, quick: bool) -> list[Scenario]:
     systems = (BASIC, DUALPATH, ORACLE, *POLICIES)
     return [_run(system, setting, reading, quick)
-            for setting in SETTINGS for reading in READINGS for system in systems]  # fmt: skip
+            for setting in SETTINGS for reading in readings(quick) for system in systems]  # fmt: skip
 
 
 def _closed(system: System, setting: Setting, reading: Reading, quick: bool) -> Measure:
@@ -52,7 +51,7 @@ def _numbers(quick: bool) -> list[Number]:
             None, _closed(system, setting, reading, quick), _WHY,
         )
         for setting in SETTINGS
-        for reading in READINGS
+        for reading in readings(quick)
         for system in POLICIES
     ]  # fmt: skip
 
@@ -70,12 +69,12 @@ def _plots(results: Results, quick: bool) -> list[Plot]:
 
     return [
         Plot(
-            title=f"64K, {AGENTS} agents, {READING_NAMES[reading]}", x_label="model and nodes",
+            title=f"64K, {agents_of(AGENTS, quick)} agents, {READING_NAMES[reading]}", x_label="model and nodes",
             y_label="JCT over Basic's",
             categories=tuple(f"{setting.name} {setting.topology}" for setting in SETTINGS),
             curves=[curve(system, reading) for system in (DUALPATH, *POLICIES, ORACLE)],
         )
-        for reading in READINGS
+        for reading in readings(quick)
     ]  # fmt: skip
 
 

@@ -8,12 +8,12 @@ from dualpath.bench.reproduce.measures import Measure, over
 from dualpath.bench.reproduce.outcome import Missing, Outcome, Results, known
 from dualpath.bench.reproduce.plot import Bound, Curve, Plot, points
 from dualpath.bench.reproduce.search import Found, highest_load
+from dualpath.bench.reproduce.size import readings
 from dualpath.bench.reproduce.systems import (
     BASIC,
     COMPARED,
     DUALPATH,
     READING_NAMES,
-    READINGS,
     SMALL,
     V32,
     Reading,
@@ -38,7 +38,7 @@ def _good(outcome: Outcome) -> bool:
 def _search(results: Results, system: System, setting: Setting, reading: Reading, quick: bool) -> Found:
     return highest_load(
         results, lambda aps: online(system, setting, reading, aps, quick), _good, _START[setting.name],
-        0.15 if quick else 0.03,
+        0.3 if quick else 0.04,
     )  # fmt: skip
 
 
@@ -46,13 +46,13 @@ def _capacity(system: System, setting: Setting, reading: Reading, quick: bool) -
     return lambda results: known(_search(results, system, setting, reading, quick).highest, "end of the search")
 
 
-def _cells() -> list[tuple[System, Setting, Reading]]:
-    return [(system, setting, reading) for setting in SETTINGS for reading in READINGS for system in COMPARED]
+def _cells(quick: bool) -> list[tuple[System, Setting, Reading]]:
+    return [(system, setting, reading) for setting in SETTINGS for reading in readings(quick) for system in COMPARED]
 
 
 def _scenarios(results: Results, quick: bool) -> list[Scenario]:
     needed: list[Scenario] = []
-    for system, setting, reading in _cells():
+    for system, setting, reading in _cells(quick):
         try:
             needed += _search(results, system, setting, reading, quick).asked.values()
         except Missing:
@@ -72,7 +72,7 @@ def _at_basics_capacity(results: Results, setting: Setting, reading: Reading, qu
 
 def _numbers(quick: bool) -> list[Number]:
     numbers = []
-    for reading in READINGS:
+    for reading in readings(quick):
         for setting in SETTINGS:
             numbers += _capacities(setting, reading, quick) + _latencies(setting, reading, quick)
         numbers.append(Number(
@@ -130,7 +130,7 @@ def _plots(results: Results, quick: bool) -> list[Plot]:
             curves=[_curve(results, system, setting, reading, quick, name) for system in COMPARED],
         )
         for setting in SETTINGS
-        for reading in READINGS
+        for reading in readings(quick)
         for name, label, bounds in kinds
     ]  # fmt: skip
 

@@ -8,7 +8,7 @@ from dualpath.bench.reproduce.figure import Figure, Number
 from dualpath.bench.reproduce.measures import of_gains, over
 from dualpath.bench.reproduce.outcome import Results
 from dualpath.bench.reproduce.plot import Curve, Plot, points
-from dualpath.bench.reproduce.size import first_turns
+from dualpath.bench.reproduce.size import agents_of, first_turns
 from dualpath.bench.reproduce.systems import BASIC, DUALPATH, READING_NAMES, READINGS, SMALL, Reading, System, scenario
 from dualpath.sim.scenario import Scenario
 
@@ -20,7 +20,7 @@ _AGENTS_UNKNOWN = f"The number of agents is not given; {AGENTS} here."
 
 def _run(system: System, topology: str, reading: Reading, quick: bool) -> Scenario:
     setting = replace(SMALL, topology=topology)
-    return scenario(system, setting, f"paper-64k{reading}", AGENTS, **first_turns(quick))
+    return scenario(system, setting, f"paper-64k{reading}", agents_of(AGENTS, quick), **first_turns(quick))
 
 
 def _scenarios(results: Results, quick: bool) -> list[Scenario]:
@@ -61,8 +61,9 @@ def _plots(results: Results, quick: bool) -> list[Plot]:
 
     return [
         Plot(
-            title=f"27B, 64K, {AGENTS} agents, {READING_NAMES[reading]}", x_label="prefill and decode nodes",
-            y_label="JCT (s)", categories=TOPOLOGIES, curves=[curve(system, reading) for system in _SYSTEMS],
+            title=f"27B, 64K, {agents_of(AGENTS, quick)} agents, {READING_NAMES[reading]}",
+            x_label="prefill and decode nodes", y_label="JCT (s)", categories=TOPOLOGIES,
+            curves=[curve(system, reading) for system in _SYSTEMS],
         )
         for reading in READINGS
     ]  # fmt: skip

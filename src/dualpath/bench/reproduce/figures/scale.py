@@ -7,20 +7,23 @@ from dualpath.bench.reproduce.figures.loads import STEADY, online
 from dualpath.bench.reproduce.measures import over, value
 from dualpath.bench.reproduce.outcome import Results
 from dualpath.bench.reproduce.plot import Curve, Plot, points
-from dualpath.bench.reproduce.size import first_turns
+from dualpath.bench.reproduce.size import QUICK_AGENTS, first_turns, readings
 from dualpath.bench.reproduce.systems import DUALPATH, READING_NAMES, READINGS, V32, Reading, scenario
 from dualpath.sim.scenario import Scenario
 
+_SMALL = V32.topology
 _LATENCIES = ("ttft_s", "ttst_s", "tpot_s")
 _SIZE = "2K agents are 2,048 and 48K are 49,152."
 
 
 def _offline_points(quick: bool) -> list[tuple[str, int, float | None]]:
-    return [("2P4D", 2048, 3167.0), ("4P8D", 4096, None) if quick else ("48P96D", 49_152, 3201.0)]
+    if quick:
+        return [(_SMALL, QUICK_AGENTS, 3167.0), ("4P8D", 2 * QUICK_AGENTS, None)]
+    return [(_SMALL, 2048, 3167.0), ("48P96D", 49_152, 3201.0)]
 
 
 def _online_points(quick: bool) -> list[tuple[str, float, dict[str, float]]]:
-    small = ("2P4D", 0.4, {"ttft_s": 1.739, "tpot_s": 0.039})
+    small = (_SMALL, 0.4, {"ttft_s": 1.739, "tpot_s": 0.039})
     large = ("44P88D", 8.8, {"ttft_s": 1.847, "ttst_s": 0.194, "tpot_s": 0.036})
     return [small, ("4P8D", 0.8, {}) if quick else large]
 
@@ -33,30 +36,32 @@ def _online(topology: str, aps: float, reading: Reading, quick: bool) -> Scenari
     return online(DUALPATH, replace(V32, topology=topology), reading, aps, quick)
 
 
-def _readings(quick: bool) -> tuple[Reading, ...]:
-    return READINGS[:1] if quick else READINGS
+def _readings(topology: str, quick: bool) -> tuple[Reading, ...]:
+    """The large cluster takes an hour for each: it is shown for the first one."""
+    return readings(quick) if topology == _SMALL else READINGS[:1]
 
 
 def _scenarios(results: Results, quick: bool) -> list[Scenario]:
-    needed = []
-    for reading in _readings(quick):
-        needed += [_offline(topology, agents, reading, quick) for topology, agents, _ in _offline_points(quick)]
-        needed += [_online(topology, aps, reading, quick) for topology, aps, _ in _online_points(quick)]
-    return needed
+    offline = [
+        _offline(topology, agents, reading, quick)
+        for topology, agents, _ in _offline_points(quick)
+        for reading in _readings(topology, quick)
+    ]
+    return offline + [
+        _online(topology, aps, reading, quick)
+        for topology, aps, _ in _online_points(quick)
+        for reading in _readings(topology, quick)
+    ]
 
 
 def _numbers(quick: bool) -> list[Number]:
-    numbers = []
-    for reading in _readings(quick):
-        name = READING_NAMES[reading]
-        for topology, agents, paper in _offline_points(quick):
-            run = _offline(topology, agents, reading, quick)
-            numbers.append(Number(
-                f"offline {topology}, {agents:,} agents, {name}: JCT (s)", paper,
-                value(run, "jct_s"), _SIZE,
-            ))  # fmt: skip
-        numbers += _growth(reading, quick) + _latencies(reading, quick)
-    return numbers
+    jcts = [
+        Number(f"offline {topology}, {agents:,} agents, {READING_NAMES[reading]}: JCT (s)", paper,
+               value(_offline(topology, agents, reading, quick), "jct_s"), _SIZE)
+        for topology, agents, paper in _offline_points(quick)
+        for reading in _readings(topology, quick)
+    ]  # fmt: skip
+    return jcts + _growth(READINGS[0], quick) + _latencies(quick)
 
 
 def _growth(reading: Reading, quick: bool) -> list[Number]:
@@ -72,7 +77,7 @@ def _growth(reading: Reading, quick: bool) -> list[Number]:
     ]  # fmt: skip
 
 
-def _latencies(reading: Reading, quick: bool) -> list[Number]:
+def _latencies(quick: bool) -> list[Number]:
     return [
         Number(
             f"online {topology}, {aps:g} agents/s, {READING_NAMES[reading]}: {name[:4].upper()} (s)", paper.get(name),
@@ -80,21 +85,20 @@ def _latencies(reading: Reading, quick: bool) -> list[Number]:
             STEADY,
         )
         for topology, aps, paper in _online_points(quick)
+        for reading in _readings(topology, quick)
         for name in _LATENCIES
     ]  # fmt: skip
 
 
 def _plots(results: Results, quick: bool) -> list[Plot]:
-    def jct(reading: Reading) -> Curve:
-        found = _offline_points(quick)
-        marks = points(range(2), lambda i: results[_offline(*found[int(i)][:2], reading, quick)].jct_s)
-        return Curve(READING_NAMES[reading], marks, "dualpath" if reading == "" else "sixth")
-
-    paper = [(float(i), jct_s) for i, (_, _, jct_s) in enumerate(_offline_points(quick)) if jct_s]
+    found = _offline_points(quick)
+    runs = [_offline(topology, agents, READINGS[0], quick) for topology, agents, _ in found]
+    ours = Curve(DUALPATH.name, points(range(len(found)), lambda i: results[runs[int(i)]].jct_s), DUALPATH.colour)
+    paper = [(float(i), jct_s) for i, (_, _, jct_s) in enumerate(found) if jct_s]
     return [Plot(
-        title="Offline: as many agents a node", x_label="prefill and decode nodes", y_label="JCT (s)",
-        categories=tuple(topology for topology, _, _ in _offline_points(quick)),
-        curves=[*(jct(reading) for reading in _readings(quick)), Curve("paper", paper, "dualpath", paper=True)],
+        title=f"Offline: as many agents a node, {READING_NAMES[READINGS[0]]}", x_label="prefill and decode nodes",
+        y_label="JCT (s)", categories=tuple(topology for topology, _, _ in found),
+        curves=[ours, Curve(DUALPATH.name, paper, DUALPATH.colour, paper=True)],
     )]  # fmt: skip
 
 

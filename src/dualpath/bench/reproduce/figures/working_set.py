@@ -9,7 +9,8 @@ from dualpath.bench.reproduce.figures.loads import online
 from dualpath.bench.reproduce.measures import Measure, value
 from dualpath.bench.reproduce.outcome import Results
 from dualpath.bench.reproduce.plot import Curve, Plot, points
-from dualpath.bench.reproduce.systems import DUALPATH, READING_NAMES, READINGS, V32, Reading
+from dualpath.bench.reproduce.size import readings
+from dualpath.bench.reproduce.systems import DUALPATH, READING_NAMES, V32, Reading
 from dualpath.sim.models import load_model
 from dualpath.sim.run import load_lengths
 from dualpath.sim.scenario import Scenario
@@ -23,7 +24,7 @@ def _run(aps: float, reading: Reading, quick: bool) -> Scenario:
 
 
 def _scenarios(results: Results, quick: bool) -> list[Scenario]:
-    return [_run(aps, reading, quick) for reading in READINGS for aps in PAPER_GB]
+    return [_run(aps, reading, quick) for reading in readings(quick) for aps in PAPER_GB]
 
 
 def working_set_gb(scenario: Scenario) -> Measure:
@@ -42,7 +43,7 @@ def _numbers(quick: bool) -> list[Number]:
             working_set_gb(_run(aps, reading, quick)),
             "JCT is the mean over all agents of the run, those of its filling and draining included.",
         )
-        for reading in READINGS
+        for reading in readings(quick)
         for aps, paper in PAPER_GB.items()
     ]  # fmt: skip
 
@@ -55,7 +56,7 @@ def _plots(results: Results, quick: bool) -> list[Plot]:
     paper = Curve("paper", list(PAPER_GB.items()), "dualpath", paper=True)
     return [Plot(
         title="660B 2P4D, 64K", x_label="agents a second", y_label="working set (GB)",
-        curves=[*(curve(reading) for reading in READINGS), paper],
+        curves=[*(curve(reading) for reading in readings(quick)), paper],
     )]  # fmt: skip
 
 
