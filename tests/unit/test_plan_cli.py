@@ -85,6 +85,18 @@ def test_errors_say_what_to_do(arguments: list[str], words: str) -> None:
     assert words in str(result.exception)
 
 
+def test_simulated_beside_the_closed_form(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    arguments = ("--model", "deepseek-27b", "--topology", "1P1D", "--agents", "2", "--json", str(file))
+    result = plan("paper-32k", *arguments, "--simulate")
+    assert result.exit_code == 0, result.output
+    content = json.loads(file.read_text())
+    assert content["answer"][0].startswith("No: on 1P1D nothing binds")
+    assert [run["system"] for run in content["simulated"]] == ["prefill-only", "split"]
+    for run in content["simulated"]:
+        assert 0.5 < run["requests_per_s"] / run["predicted_requests_per_s"] < 1.1
+
+
 def test_help_teaches() -> None:
     text = plan("--help").output
     for words in ("whether both read paths help", "--nodes", "--profile", "Examples"):

@@ -102,6 +102,8 @@ def _verdict(row: Row, work: Work) -> tuple[bool, str]:
             f"({both.requests_per_s:.3g} requests/s). {mend}".rstrip()
         )
     what, mend = _binds(one)
+    if one.binding == "agents":
+        return False, f"No: on {row.topology} {what}. {mend}"
     return False, (
         f"No: on {row.topology} {what} already while prefill nodes read alone ({one.requests_per_s:.3g} requests/s); "
         f"their storage NICs are {one.use.get(SNICS[0], 0):.0%} busy. {mend}"
