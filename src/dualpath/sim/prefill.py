@@ -93,11 +93,14 @@ class PrefillGroup:
         while engine.arrived and engine.arrived[0].work.total_tokens <= engine.free_tokens:
             grant = engine.arrived.popleft()
             engine.free_tokens -= grant.work.total_tokens
-            flows = self._transfers.load(grant, grant.cached_tokens, self._loaded, grant)
-            if flows == 0:
+            grant.moving = self._transfers.load(grant, self._loaded, grant) or 1
+            if not grant.cached_tokens or self._transfers.free:
                 self._loaded(grant)
 
     def _loaded(self, grant: Grant) -> None:
+        grant.moving -= 1
+        if grant.moving:
+            return
         if grant.ended:
             self._give_back(grant)
             return
@@ -135,10 +138,7 @@ class PrefillGroup:
         self._computed, self._moving = False, 0
         self._late_ns = compute_ns // self._times.layers
         if self._rules.layerwise:
-            for grant, chunk in self._batch:
-                self._moving += self._transfers.load(grant, chunk.cached_tokens, self._moved)
-                with_hit = chunk.cached_tokens == grant.cached_tokens  # the first chunk
-                self._moving += self._transfers.store(grant, chunk.new_tokens, with_hit, self._moved)
+            self._moving = self._transfers.stream(self._batch, compute_ns, self._moved)
         self._kernel.after(compute_ns, self._compute_done)
 
     def _fill(self, engine: PrefillEngine, attention: list[float], tokens: list[int]) -> None:
@@ -189,6 +189,5 @@ class PrefillGroup:
             if not grant.ended:
                 self._on_finished(grant)
             return
-        new_tokens = grant.ask.prompt_tokens - grant.cached_tokens
-        if self._transfers.store(grant, new_tokens, True, self._handed_over, grant) == 0:
+        if self._transfers.store(grant, self._handed_over, grant) == 0:
             self._handed_over(grant)
