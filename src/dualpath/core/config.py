@@ -85,7 +85,7 @@ class Scheduling(Section, frozen=True):
         Literal["least-tokens-short-queue", "round-robin"], _value("How prefill engines are chosen.")
     ] = "least-tokens-short-queue"
     read_policy: Annotated[
-        Literal["prefill-only", "round-robin", "shorter-queue", "split", "load-or-recompute"],
+        Literal["prefill-only", "round-robin", "shorter-queue", "split", "load-or-recompute", "any-node"],
         _value("Who reads a hit from storage."),
     ] = "split"
     quota_ms: Annotated[int, _value("Predicted attention time of one prefill batch.", ge=1)] = 300
@@ -136,6 +136,12 @@ class Log(Section, frozen=True):
     level: Annotated[
         Literal["debug", "info", "warning", "error"], _value("Least level that is logged.", flag="log-level")
     ] = "info"
+    events: Annotated[
+        str,
+        _value(
+            "File for the scheduler's events and commands, to replay its decisions from; empty: none.", flag="event-log"
+        ),
+    ] = ""
 
 
 class Port(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

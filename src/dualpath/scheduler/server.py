@@ -9,6 +9,7 @@ import logging
 import secrets
 import time
 from functools import singledispatchmethod
+from pathlib import Path
 
 import zmq
 import zmq.asyncio
@@ -24,6 +25,7 @@ from dualpath.core.request import Done
 from dualpath.protocol import events as ev
 from dualpath.protocol.machine import ClusterMachine, Hit, Settings
 from dualpath.scheduler import outbox
+from dualpath.scheduler.event_log import EventLog, RecordedMachine
 from dualpath.scheduler.index import Held, PrefixIndex
 from dualpath.scheduler.requests import LiveRequest
 from dualpath.scheduler.roster import Roster
@@ -39,18 +41,21 @@ class Scheduler:
     def __init__(self, config: Config, spec: ModelSpec, index: PrefixIndex) -> None:
         self._spec = spec
         self._index = index
-        self._machine = ClusterMachine(
-            Settings(
-                block_tokens=spec.layout.block_tokens,
-                prefill_policy=config.scheduling.prefill_policy,
-                read_policy=config.scheduling.read_policy,
-                overtake_limit=config.scheduling.overtake_limit,
-                lease_ns=int(config.limits.lease_s * 1e9),
-                waiting_deadline_ns=int(config.limits.request_deadline_s * 1e9),
-                release_deadline_ns=int(config.limits.transfer_deadline_s * 1e9),
-                first_grant=time.time_ns() // 1000,  # agents outlive us, and with them what earlier grants still do
-            ),
-            self._look_up,
+        settings = Settings(
+            block_tokens=spec.layout.block_tokens,
+            prefill_policy=config.scheduling.prefill_policy,
+            read_policy=config.scheduling.read_policy,
+            overtake_limit=config.scheduling.overtake_limit,
+            lease_ns=int(config.limits.lease_s * 1e9),
+            waiting_deadline_ns=int(config.limits.request_deadline_s * 1e9),
+            release_deadline_ns=int(config.limits.transfer_deadline_s * 1e9),
+            first_grant=time.time_ns() // 1000,  # agents outlive us, and with them what earlier grants still do
+        )
+        self._event_log = EventLog(Path(config.log.events)) if config.log.events else None
+        self._machine = (
+            RecordedMachine(settings, self._look_up, self._event_log)
+            if self._event_log
+            else ClusterMachine(settings, self._look_up)
         )
         self._expected = config
         self._incarnation = secrets.token_hex(8)
@@ -69,7 +74,11 @@ class Scheduler:
             self._socket = door.socket
             self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
             log.info("scheduler listens at %s", door.bind(endpoint))
-            await asyncio.gather(door.admit(), self._receive(), self._tick())
+            try:
+                await asyncio.gather(door.admit(), self._receive(), self._tick())
+            finally:
+                if self._event_log:
+                    self._event_log.close()
 
     async def _receive(self) -> None:
         decoder = wire.Decoder(wire.ToScheduler)
