@@ -141,6 +141,24 @@ def test_our_hand_over_pulls_what_the_prefill_node_read() -> None:
     assert bytes_of[0] == pytest.approx(bytes_of[1], rel=1e-6)
 
 
+def test_kept_blocks_are_not_read_again() -> None:
+    read = run(agents=6, turns=4, topology="1P2D", read_policy="split")
+    kept = run(agents=6, turns=4, topology="1P2D", read_policy="split", retain_bytes=1e9)
+    some = run(agents=6, turns=4, topology="1P2D", read_policy="split", retain_bytes=8e6)
+    bytes_of = [sum(node.read_bytes for node in outcome.nodes) for outcome in (kept, some, read)]
+    first = [cached for cached, turn in zip(kept.records.cached_tokens, kept.records.turn, strict=True) if turn == 0]
+    assert bytes_of[0] == pytest.approx(sum(first) * KV, rel=1e-6)
+    assert bytes_of == sorted(set(bytes_of))
+    assert kept.jct_s < some.jct_s < read.jct_s
+
+
+def test_what_is_computed_sooner_than_read_is_not_read() -> None:
+    slow = physics(snic_bytes_per_s=5e5)
+    read, either = (run(slow, agents=4, turns=3, read_policy=p) for p in ("split", "load-or-recompute"))
+    assert sum(n.read_bytes for n in either.nodes) < sum(n.read_bytes for n in read.nodes)
+    assert either.jct_s < read.jct_s
+
+
 def test_same_seed_same_trace_whatever_the_hash_seed() -> None:
     code = (
         "import sys; sys.path.insert(0, 'tests/unit'); import test_sim_cluster as t;"

@@ -26,7 +26,7 @@ def calibrate(
     settings: Annotated[
         str, typer.Option(help="TOPOLOGY:SNIC:AGENTS to replay live and to predict; empty: only make the profile.")
     ] = SETTINGS,
-    profile: Annotated[Path, typer.Option(help="Where the profile goes, for simulate's `profile`.")] = Path(
+    out: Annotated[Path, typer.Option(help="Where the profile goes, for simulate's `profile`.")] = Path(
         "out/profile.json"
     ),
     json: Annotated[Path | None, typer.Option(help="File for all figures.")] = None,
@@ -45,7 +45,7 @@ def calibrate(
     from dualpath.launch.signals import end_like_ctrl_c
 
     end_like_ctrl_c()
-    for file in (profile, json):
+    for file in (out, json):
         if file:
             check_output(file)
     experiment = Experiment(
@@ -53,11 +53,11 @@ def calibrate(
         shrink=shrink, max_context=max_context, seed=seed,
     )  # fmt: skip
     result = run(config, experiment, settings)
-    write_json(profile, result.profile)
+    write_json(out, result.profile)
     if json:
         write_json(json, result)
     console = Console(highlight=False)
     console.print(table(result.comparisons))
     for line in verdict(result.comparisons):
         console.print(line, markup=False)
-    console.print(f"profile: {profile}", markup=False)
+    console.print(f"profile: {out}", markup=False)

@@ -13,6 +13,7 @@ from dualpath.core.ids import EngineId, NodeId, RequestId
 from dualpath.core.report import Role
 from dualpath.core.request import FinishReason
 from dualpath.policy.batch import PrefillWork
+from dualpath.policy.retain import Retention
 from dualpath.protocol import events as ev
 from dualpath.protocol.machine import ClusterMachine, Hit, Settings
 from dualpath.protocol.request import Phase
@@ -50,9 +51,11 @@ class Cluster:
         self.network = Network(kernel)
         settings = Settings(
             block_tokens=shape.block_tokens, prefill_policy=shape.prefill_policy, read_policy=shape.read_policy,
-            lease_ns=_FOREVER_NS, waiting_deadline_ns=_FOREVER_NS, stage_deadline_ns=300_000_000_000,
+            overtake_limit=shape.overtake_limit, lease_ns=_FOREVER_NS,
+            waiting_deadline_ns=_FOREVER_NS, stage_deadline_ns=300_000_000_000,
         )  # fmt: skip
         self.machine = ClusterMachine(settings, self._look_up)
+        self._retention = Retention(shape.retain_blocks)
         self._events: deque[ev.Event] = deque()
         self._feeding = False
         self.asks: dict[RequestId, Ask] = {}
@@ -95,7 +98,7 @@ class Cluster:
             decoders = DecodeGroup(self.kernel, times, len(places), self._decode_done)
             self.decode_groups.append(decoders)
             for at, (name, node, index) in enumerate(places):
-                self.decodes[name] = DecodeEngine(name, node, node.cnics[index], decoders, at)
+                self.decodes[name] = DecodeEngine(name, node, node.cnics[index], decoders, at, index)
 
     def _places(self, role: Role) -> list[Place]:
         nodes = [node for node in self.nodes.values() if node.role is role]
@@ -107,10 +110,11 @@ class Cluster:
         slots = shape.prefill_slots if prefill else shape.decode_slots
         rate = self.physics.snic_bytes_per_s / self.physics.kv_bytes_per_token
         self._feed(ev.NodeJoined(node.name, node.role, slots, shape.write_slots if not prefill else 0, rate))
+        rates = (shape.process_tokens_per_s, shape.compute_tokens_per_s) if prefill else (0.0, 0.0)
         kv_tokens = times.prefill_window_tokens(shape.layerwise) if prefill else times.decode_kv_tokens()
         for index in range(self.physics.engines):
             engine = EngineId(f"{node.name}/{index}")
-            self._feed(ev.EngineJoined(engine, kv_tokens, shape.process_tokens_per_s if prefill else 0.0))
+            self._feed(ev.EngineJoined(engine, kv_tokens, *rates))
 
     # the machine -----------------------------------------------------------------------------------------------------
 
@@ -120,7 +124,8 @@ class Cluster:
         self._feed(ev.RequestArrived(ask.request, ask.prompt_tokens, ask.gen_tokens))
 
     def _look_up(self, request: RequestId) -> Hit:
-        return Hit(self.asks[request].hit_blocks)
+        ask = self.asks[request]
+        return Hit(ask.hit_blocks, kept=self._retention.find(str(ask.agent)))
 
     def _feed(self, *events: ev.Event) -> None:
         """Give events to the machine, and those that its commands cause at once."""
@@ -161,15 +166,35 @@ class Cluster:
         self._grants[command.grant] = grant
         for node in (prefill.node, decode.node):
             node.grants.add(command.grant)
-            self._read(grant, node, command.plan.blocks_by(node.name))
+        if grant.local_tokens:
+            self._read(grant, prefill.node, self._loaded)
+        # The decode node always answers, so what it brings in is counted from one
+        grant.bringing = 1 + bool(command.plan.blocks_by(decode.node.name)) + self._fetch_kept(grant)
+        self._read(grant, decode.node, self._brought)
+        self._brought(grant, decode.node)
 
-    def _read(self, grant: Grant, node: SimNode, blocks: int) -> None:
+    def _read(self, grant: Grant, node: SimNode, done: Callable[[Grant, SimNode], None]) -> None:
+        blocks = grant.assign.plan.blocks_by(node.name)
         if blocks and not self.shape.oracle:
-            node.reads.submit(grant.number, blocks, self._advanced, self._loaded, (grant, node))
+            node.reads.submit(grant.number, blocks, self._advanced, done, (grant, node))
         elif blocks:
-            self._feed(ev.ReadsAdvanced(grant.number, node.name, blocks), ev.ReadsFinished(grant.number, node.name))
-        elif node.role is Role.DECODE:
-            self._feed(ev.ReadsFinished(grant.number, node.name))
+            self._feed(ev.ReadsAdvanced(grant.number, node.name, blocks))
+            done(grant, node)
+
+    def _fetch_kept(self, grant: Grant) -> int:
+        """Blocks in spare DRAM to the decode node's buffer; 1 if that takes a transfer."""
+        kept, decode = grant.assign.kept, grant.decode.node
+        blocks = min(kept.blocks, grant.assign.hit_blocks) if kept else 0
+        if not kept or not blocks or kept.node == decode.name:
+            return 0
+        tokens = blocks * self.shape.block_tokens
+        return self._transfers.fetch(self.nodes[kept.node], grant, tokens, self._brought, grant, decode)
+
+    def _brought(self, grant: Grant, node: SimNode) -> None:
+        """One of the things that the decode node brings in is there."""
+        grant.bringing -= 1
+        if grant.bringing == 0:
+            self._loaded(grant, node)
 
     def _advanced(self, blocks: int, grant: Grant, node: SimNode) -> None:
         self._feed(ev.ReadsAdvanced(grant.number, node.name, blocks))
@@ -254,6 +279,7 @@ class Cluster:
     def _persist(self, grant: Grant) -> None:
         """All full blocks that are new; the last token has no KV."""
         full = (grant.ask.prompt_tokens + grant.ask.gen_tokens - 1) // self.shape.block_tokens
+        self._retention.keep(str(grant.ask.agent), grant.decode.node.name, full)
         if not self.shape.oracle:
             grant.decode.node.writes.submit(grant.number, full - grant.assign.hit_blocks, None, None, ())
 
@@ -275,6 +301,7 @@ class Cluster:
             if number in self._grants:
                 self._end(self._grants[number])
         node.grants.clear()
+        self._retention.lose(name)
         self._feed(ev.NodeLost(name))
 
     def return_(self, name: NodeId) -> None:

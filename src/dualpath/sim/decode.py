@@ -22,6 +22,7 @@ class DecodeEngine:
     cnic: Cnic
     group: DecodeGroup
     index: int
+    cnic_index: int  # of its node
 
 
 class DecodeGroup:

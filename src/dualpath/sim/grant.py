@@ -43,6 +43,7 @@ class Grant:
     assigned_ns: int
     loaded_ns: int = -1  # the hit is readable
     entered_ns: int = -1  # the decode engine has all of it
+    bringing: int = 0  # what the decode node waits for: its reads, kept blocks
     moving: int = 0  # transfers that it waits for before its pass
     ended: bool = False
     decoding: bool = False

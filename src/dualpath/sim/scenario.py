@@ -59,6 +59,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     oracle: bool = False  # no storage reads, no host-device copies, no transfers between nodes
     handover: Literal["layerwise", "pull"] = "layerwise"  # hits reach the decode node through prefill, or by its pull
     attention_quota_ms: float = 300.0  # 0: batches are filled up to the window
+    overtake_limit: int = 0  # requests that may pass one whose slots are not free; the paper's queue is FIFO
     retain_bytes: float = 0.0  # DRAM of each decode node that keeps blocks of finished requests
 
     faults: tuple[Fault, ...] = ()
@@ -119,8 +120,9 @@ def check(scenario: Scenario) -> None:
             raise ConfigError(f"{name} = {getattr(scenario, name)}; give a positive number")
     if scenario.aps is not None and scenario.aps <= 0:
         raise ConfigError(f"aps = {scenario.aps}: an arrival rate is positive; leave it out to start all together")
-    if scenario.attention_quota_ms < 0 or scenario.retain_bytes < 0:
-        raise ConfigError("attention_quota_ms and retain_bytes are at least 0")
+    for name in ("attention_quota_ms", "retain_bytes", "overtake_limit"):
+        if getattr(scenario, name) < 0:
+            raise ConfigError(f"{name} = {getattr(scenario, name)}; give at least 0")
 
 
 def with_changes(scenario: Scenario, changes: Sequence[str]) -> Scenario:

@@ -25,7 +25,10 @@ class ClusterShape(msgspec.Struct, frozen=True, kw_only=True):
     handover: str
     oracle: bool
     quota_ns: int
+    overtake_limit: int
+    retain_blocks: int  # of each decode node
     process_tokens_per_s: float  # of a prefill engine, cached tokens included
+    compute_tokens_per_s: float  # the same, new tokens only
 
 
 class Demand(msgspec.Struct, frozen=True):
@@ -49,6 +52,7 @@ def shape_of(scenario: Scenario, physics: Physics, demand: Demand) -> ClusterSha
     if scenario.oracle:  # memory does not bind it
         prefill_slots = decode_slots = demand.agents * (demand.longest_request_tokens // scenario.block_tokens + 2)
     quota_ns = int(scenario.attention_quota_ms * 1e6) or NO_QUOTA_NS
+    requests_per_s = _prefills_per_s(physics, demand, quota_ns)
     shape = ClusterShape(
         prefill_nodes=[NodeId(f"p{i}") for i in range(prefill)],
         decode_nodes=[NodeId(f"d{i}") for i in range(decode)],
@@ -56,21 +60,23 @@ def shape_of(scenario: Scenario, physics: Physics, demand: Demand) -> ClusterSha
         write_slots=int(physics.write_share * prefill_slots), prefill_policy=scenario.prefill_policy,
         read_policy=scenario.read_policy, layerwise=scenario.layerwise, handover=scenario.handover,
         oracle=scenario.oracle, quota_ns=quota_ns,
-        process_tokens_per_s=_process_tokens_per_s(physics, demand, quota_ns),
+        overtake_limit=scenario.overtake_limit, retain_blocks=int(scenario.retain_bytes / block_bytes),
+        process_tokens_per_s=requests_per_s * demand.mean_prompt_tokens,
+        compute_tokens_per_s=requests_per_s * demand.mean_new_tokens,
     )  # fmt: skip
     _check(shape, physics, demand)
     return shape
 
 
-def _process_tokens_per_s(physics: Physics, demand: Demand, quota_ns: int) -> float:
-    """Of one prefill engine whose whole group is as busy: what a live engine would report."""
+def _prefills_per_s(physics: Physics, demand: Demand, quota_ns: int) -> float:
+    """Requests of one prefill engine whose whole group is as busy: what a live engine would report."""
     times = physics.times
     new = max(1, round(demand.mean_new_tokens))
     one_ns = times.attention.predict_ns(max(0, round(demand.mean_prompt_tokens) - new), new)
     requests = max(1, min(64, int(min(quota_ns, 300_000_000) / max(one_ns, 1))))
     group = times.prefill_group_engines
     step_ns = times.prefill_step_ns([requests * one_ns] * group, [requests * new] * group)
-    return requests * demand.mean_prompt_tokens / (step_ns / 1e9)
+    return requests / (step_ns / 1e9)
 
 
 def _check(shape: ClusterShape, physics: Physics, demand: Demand) -> None:

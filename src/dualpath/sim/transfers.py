@@ -8,6 +8,7 @@ from dualpath.policy.batch import PrefillChunk
 from dualpath.sim.grant import Grant
 from dualpath.sim.links import Link
 from dualpath.sim.network import Network
+from dualpath.sim.node import SimNode
 
 
 class Transfers:
@@ -73,6 +74,12 @@ class Transfers:
         prefill, decode = grant.prefill, grant.decode
         links = (prefill.node.dram, prefill.cnic.out, decode.cnic.into, decode.node.dram)
         return self._send(links, grant.local_tokens, done, args)
+
+    def fetch(self, source: SimNode, grant: Grant, tokens: int, done: Callable[..., None], *args: Any) -> int:
+        """Blocks from another node's DRAM to the decode node's buffer, through the NICs beside the decode engine's."""
+        decode = grant.decode
+        out = source.cnics[decode.cnic_index % len(source.cnics)].out
+        return self._send((source.dram, out, decode.cnic.into, decode.node.dram), tokens, done, args)
 
     def enter(self, grant: Grant, done: Callable[..., None], *args: Any) -> int:
         """The prompt's KV from the decode node's buffer to the decode engine."""

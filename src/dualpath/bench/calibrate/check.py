@@ -92,6 +92,7 @@ def _scenario(profile: Profile, config: Config, experiment: Experiment, policy: 
         aps=experiment.aps, think=experiment.think, warm=experiment.warm, read_policy=policy,
         prefill_policy=config.scheduling.prefill_policy, handover="pull", block_tokens=profile.block_tokens,
         attention_quota_ms=config.scheduling.quota_ms,
+        overtake_limit=config.scheduling.overtake_limit,
     )  # fmt: skip
 
 
