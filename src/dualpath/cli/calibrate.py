@@ -1,6 +1,7 @@
 """The calibrate command."""
 
 import functools
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -56,7 +57,7 @@ def calibrate(
     write_json(out, result.profile)
     if json:
         write_json(json, result)
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
     console.print(table(result.comparisons))
     for line in verdict(result.comparisons):
         console.print(line, markup=False)
