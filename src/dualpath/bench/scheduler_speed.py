@@ -25,6 +25,7 @@ from dualpath.core.request import FinishReason
 from dualpath.protocol import events as ev
 from dualpath.protocol.machine import ClusterMachine, Settings
 from dualpath.scheduler.index import PrefixIndex
+from dualpath.scheduler.main import GC_THRESHOLD
 
 BLOCK_TOKENS = 64
 PROMPT_TOKENS = 30_000  # median; the paper's agents have 20K to 60K
@@ -70,13 +71,13 @@ class Agents:
         tokens = np.random.default_rng(1).lognormal(np.log(PROMPT_TOKENS), 0.6, count)
         self.prompt_tokens = np.minimum(tokens, 200_000).astype(int).tolist()
 
-    def keys(self, agent: int) -> list[BlockKey]:
+    def keys(self, agent: int) -> tuple[BlockKey, ...]:
         """The chained keys of the agent's full blocks; random ones do as well."""
         blocks = self.prompt_tokens[agent] // BLOCK_TOKENS
         packed = np.random.default_rng(agent).bytes(blocks * KEY_BYTES)
-        return [packed[at : at + KEY_BYTES] for at in range(0, len(packed), KEY_BYTES)]
+        return tuple(packed[at : at + KEY_BYTES] for at in range(0, len(packed), KEY_BYTES))
 
-    def stored(self, agent: int) -> list[BlockKey]:
+    def stored(self, agent: int) -> tuple[BlockKey, ...]:
         """Those that earlier turns have left on storage."""
         return self.keys(agent)[: -(APPEND_TOKENS // BLOCK_TOKENS)]
 
@@ -87,7 +88,7 @@ class Cluster:
     def __init__(self, nodes: tuple[int, int], engines: int, agents: Agents, index: PrefixIndex) -> None:
         self._agents = agents
         self._index = index
-        self._keys: dict[RequestId, list[BlockKey]] = {}
+        self._keys: dict[RequestId, tuple[BlockKey, ...]] = {}
         self.machine = ClusterMachine(
             Settings(BLOCK_TOKENS, "least-tokens-short-queue", "split"),
             lambda request: index.look_up(self._keys[request]),
@@ -195,11 +196,11 @@ def measure(cluster: Cluster, requests: int, waiting: int) -> Load:
         cluster.step()
         fill()
     started_us = np.array(cluster.started_ns) / 1e3
-    p50, p99 = np.percentile(started_us, (50, 99))
+    p50, p99, highest = np.percentile(started_us, (50, 99, 100)).tolist()
     return Load(
         waiting=len(machine.waiting), running=len(machine.attempts), requests=cluster.finished,
-        decisions_per_s=1e6 / started_us.mean(), decision_p50_us=p50, decision_p99_us=p99,
-        decision_max_us=started_us.max(), request_us=cluster.busy_ns / 1e3 / len(started_us),
+        decisions_per_s=1e6 / float(started_us.mean()), decision_p50_us=p50, decision_p99_us=p99,
+        decision_max_us=highest, request_us=cluster.busy_ns / 1e3 / len(started_us),
         events_per_request=cluster.events / len(started_us),
     )  # fmt: skip
 
@@ -263,6 +264,7 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=4_200_000, help="keys in the index; all agents have 23 million")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
+    gc.set_threshold(*GC_THRESHOLD)
     speed = scheduler_speed(
         options.nodes, options.engines, options.agents,
         requests=options.requests, waiting=options.waiting, keys=options.keys,

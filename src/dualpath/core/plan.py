@@ -34,7 +34,7 @@ class ReadPlan(msgspec.Struct, frozen=True):
 
     def blocks_by(self, reader: NodeId) -> int:
         """How many blocks this node reads."""
-        return sum(len(s.blocks) for s in self.segments if s.reader == reader)
+        return sum([s.blocks.stop - s.blocks.start for s in self.segments if s.reader == reader])
 
     def covers(self, hit: BlockRange) -> bool:
         """Whether the segments are exactly the range `hit`, in order."""

@@ -40,6 +40,7 @@ class Dispatcher:
         self._groups: Ranking[NodeId] = Ranking()  # the same, the least loaded first
         self._changed: set[NodeId] = set()  # those whose queue or loads have changed since they were last looked at
         self._open: Ranking[NodeId] = Ranking()  # those whose first request may start, in order of arrival
+        self._prefill_full = False  # no prefill engine could take a request when that was last looked at
         self._limits: Limits | None = None
         self._limits_of: tuple[float, float] | None = None
 
@@ -58,22 +59,37 @@ class Dispatcher:
         """Attempts for those who can start now, their loads counted and their slots taken."""
         if not self.waiting:
             return []
+        if self._prefill_full and not self._prefill_may_have_room():
+            return []
         self._look_at_decode_nodes()
         self._choose_groups()
         if not self._changed and not self._open:
             return []  # no group has memory for its next request, and none has got any since that was looked at
-        if self._choose_prefill() is None:
+        prefill = self._choose_prefill()
+        self._prefill_full = prefill is None
+        if prefill is None:
             return []  # who could start would wait for a prefill engine
         self._look_at_queues()
-        started = self._walk()
+        started = self._walk(prefill)
         for attempt in started:
             self.remove(attempt.waiting)
         return started
+
+    def _prefill_may_have_room(self) -> bool:
+        """Or somebody has no group yet; what else has changed can wait until somebody can start."""
+        members = self._members
+        return bool(
+            members.changed[Role.PREFILL]
+            or members.engines_changed
+            or members.mean_rates() != self._limits_of
+            or self.waiting.next_ungrouped()
+        )
 
     # what has changed ------------------------------------------------------------------------------------------------
 
     def _look_at_decode_nodes(self) -> None:
         """Tell the indexes of all decode nodes whose engines or loads have changed."""
+        self._members.engines_changed = False
         changed = self._members.changed[Role.DECODE]
         if not changed:
             return
@@ -124,8 +140,11 @@ class Dispatcher:
 
     def _look_at_queues(self) -> None:
         for group in self._changed:
-            self._queues[group].update(self._members.nodes[group].engines.values())
-            self._open_group(group)
+            if self._queues[group]:
+                self._queues[group].update(self._members.nodes[group].engines.values())
+                self._open_group(group)
+            else:
+                self._open.discard(group)
         self._changed.clear()
 
     def _open_group(self, group: NodeId) -> None:
@@ -143,10 +162,9 @@ class Dispatcher:
 
     # the walk --------------------------------------------------------------------------------------------------------
 
-    def _walk(self) -> list[Attempt]:
+    def _walk(self, prefill: EngineId | None) -> list[Attempt]:
         """Through the groups' next requests in order of arrival, as far as they can start or may be passed."""
         walk = _Walk(self._open)
-        prefill = self._choose_prefill()
         while (group := walk.next_group()) is not None:
             placed = self._queues[group].placement(walk.tried.setdefault(group, 0))
             if placed is None:  # no KV memory for it, nor for all behind it there; other groups go on

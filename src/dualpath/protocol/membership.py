@@ -52,6 +52,7 @@ class Node:
     position: int  # order of joining, over all lives of all nodes
     changed: "set[Node]"  # where it is put when its loads or engines have changed
     reading: "set[Node]"  # where it is while its read queue is not empty
+    reads_changed: "set[Node]"  # where it is put when its read queue or rate has changed
     tokens: int = 0  # of its engines
     read_queue_tokens: int = 0
     read_progress_ns: int = 0  # when a read of it last ended
@@ -69,6 +70,7 @@ class Node:
         if tokens != self.read_queue_tokens:
             self.read_queue_tokens = tokens
             self.changed.add(self)
+            self.reads_changed.add(self)
             (self.reading.add if tokens > 0 else self.reading.discard)(self)
 
     def load(self) -> NodeLoad:
@@ -95,14 +97,17 @@ class Membership:
         self._mean_rates: tuple[float, float] | None = None
         self.nodes: dict[NodeId, Node] = {}
         self.changed: dict[Role, set[Node]] = {role: set() for role in Role}  # also who has left; who looks empties it
+        self.engines_changed = False  # set when nodes or engines have come or gone; who looks clears it
         self.reading: set[Node] = set()  # nodes with storage reads that wait or run
+        self.reads_changed: set[Node] = set()  # nodes whose read queue or rate has; who looks empties it
 
     def join(self, node: NodeId, role: Role, ledger: SlotLedger, read_tokens_per_s: float, now_ns: int) -> None:
         """Take a node in; it must not be known."""
         assert node not in self.nodes
         self._lives += 1
-        new = Node(node, role, ledger, read_tokens_per_s, self._lives, self.changed[role], self.reading)
-        self.nodes[node] = new
+        sets = self.changed[role], self.reading, self.reads_changed
+        new = self.nodes[node] = Node(node, role, ledger, read_tokens_per_s, self._lives, *sets)
+        self.reads_changed.add(new)
         self.renew(node, now_ns)
         self._note_engines(new)
 
@@ -114,7 +119,8 @@ class Membership:
             self._rates.pop(node, None)
             self._note_engines(gone)
             self.reading.discard(gone)
-            gone.changed, gone.reading = set(), set()
+            self.reads_changed.discard(gone)
+            gone.changed, gone.reading, gone.reads_changed = set(), set(), set()
         return gone
 
     def renew(self, node: NodeId, now_ns: int) -> None:
@@ -171,6 +177,7 @@ class Membership:
         """The rate at which the node was measured to read."""
         if node.read_tokens_per_s != read_tokens_per_s:
             node.read_tokens_per_s = read_tokens_per_s
+            self.reads_changed.add(node)
             self._note_rates(node)
 
     def report_engine(self, engine: EngineId, process_tokens_per_s: float, compute_tokens_per_s: float) -> None:
@@ -205,6 +212,7 @@ class Membership:
 
     def _note_engines(self, node: Node) -> None:
         self.changed[node.role].add(node)
+        self.engines_changed = True
         self._capacity_tokens = None
         self._note_rates(node)
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dualpath.core.ids import NodeId, RequestId
-from dualpath.policy.ranking import Ranking
 
 
 @dataclass(slots=True, eq=False)
@@ -32,7 +31,7 @@ class WaitingRoom:
 
     def __init__(self) -> None:
         self._requests: dict[RequestId, Waiting] = {}
-        self._ages: Ranking[RequestId] = Ranking()
+        self._ages: list[tuple[int, int, Waiting]] = []  # heap by age; who has gone stays until it comes up
         self._ungrouped: list[tuple[int, Waiting]] = []  # heap by sequence; who has gone or has a group is passed over
 
     def __len__(self) -> int:
@@ -52,13 +51,13 @@ class WaitingRoom:
     def add(self, request: Waiting) -> None:
         """One more, without a group."""
         self._requests[request.request] = request
-        self._ages.set(request.request, (request.since_ns, request.sequence))
+        heapq.heappush(self._ages, (request.since_ns, request.sequence, request))
         self.ungroup(request)
 
     def remove(self, request: Waiting) -> None:
         """One fewer."""
         del self._requests[request.request]
-        self._ages.discard(request.request)
+        self.oldest()  # so that the heap does not grow
 
     def ungroup(self, request: Waiting) -> None:
         """Its group has vanished; it needs another one."""
@@ -76,5 +75,6 @@ class WaitingRoom:
 
     def oldest(self) -> Waiting | None:
         """Who has waited longest."""
-        request = self._ages.first()
-        return None if request is None else self._requests[request]
+        while self._ages and self._ages[0][2] not in self:
+            heapq.heappop(self._ages)
+        return self._ages[0][2] if self._ages else None

@@ -95,16 +95,10 @@ class PrefixIndex:
 
     def _closed_blocks(self, keys: Sequence[BlockKey]) -> int:
         """How many of the first keys are durable for sure; those behind them may be, too."""
-        low, high = 0, len(keys)
-        while low < high:
-            middle = (low + high) // 2
-            if self._durable.is_closed(keys[middle]):
-                low = middle + 1
-            else:
-                high = middle
-        if self._forgotten and not self._forgotten.isdisjoint(keys[:low]):
+        closed = self._durable.closed_prefix(keys)
+        if self._forgotten and not self._forgotten.isdisjoint(keys[:closed]):
             return next(block for block, key in enumerate(keys) if key in self._forgotten)
-        return low
+        return closed
 
     def nbytes(self) -> int:
         """Memory of the durable keys."""

@@ -8,7 +8,7 @@ longest stored prefix of a chain is then a binary search instead of a walk.
 """
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from dualpath.core.keys import BlockKey
 
@@ -43,6 +43,20 @@ class KeySet:
         bits = int.from_bytes(key[:8], "little")
         table = self._tables[bits >> 1 & 0xFFFF]
         return table is not None and bool(table[_find(table, bits)] & _CLOSED)
+
+    def closed_prefix(self, keys: Sequence[BlockKey]) -> int:
+        """How many of the first keys of a chain are in and marked, or fewer if marks have holes; a binary search."""
+        tables = self._tables
+        low, high = 0, len(keys)
+        while low < high:
+            middle = (low + high) // 2
+            bits = int.from_bytes(keys[middle][:8], "little")
+            table = tables[bits >> 1 & 0xFFFF]
+            if table is not None and table[_find(table, bits)] & _CLOSED:
+                low = middle + 1
+            else:
+                high = middle
+        return low
 
     def close(self, key: BlockKey) -> None:
         """Mark a key that is in: so are all before it."""

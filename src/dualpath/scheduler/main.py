@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 
@@ -19,6 +20,8 @@ from dualpath.store.threaded import ThreadedStore
 log = logging.getLogger("dualpath.scheduler")
 
 
+# With tens of thousands of requests a full collection takes 50 ms, and by default there are several a minute.
+GC_THRESHOLD = (20_000, 10, 100)
 INDEX_DEADLINE_S = 30.0  # a store that takes longer to list is listed while the first requests are served
 
 
@@ -51,6 +54,7 @@ async def _serve(config: Config, spec: ModelSpec, store: Store, key: bytes | Non
     rebuilding = asyncio.create_task(rebuild(index, store))
     try:
         await asyncio.wait({rebuilding}, timeout=INDEX_DEADLINE_S)
+        gc.set_threshold(*GC_THRESHOLD)
         await Scheduler(config, spec, index).run(config.scheduler_endpoint, key)
     finally:
         rebuilding.cancel()
