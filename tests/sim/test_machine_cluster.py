@@ -121,7 +121,7 @@ class Cluster:
         self.order: list[str] = []  # of assignments
         self.durable: set[Key] = set()
         self.held: dict[Key, tuple[str, int, int]] = {}
-        read_policy = self.rng.choice(["prefill-only", "round-robin", "shorter-queue", "split"])
+        read_policy = self.rng.choice(["prefill-only", "round-robin", "shorter-queue", "split", "any-node", "any-node"])
         settings = Settings(
             BLOCK, "least-tokens-short-queue", read_policy, overtake_limit=LIMIT, lease_ns=SECOND,
             stage_deadline_ns=20 * SECOND, release_deadline_ns=3 * SECOND, waiting_deadline_ns=300 * SECOND,
@@ -197,24 +197,45 @@ class Cluster:
             self.held = {k: h for k, h in self.held.items() if h[0] != node}
 
     def _do_Assign(self, c: ev.Assign) -> None:
-        client, prefill, decode = self.clients[c.request], self._node(c.prefill), self._node(c.decode)
+        client = self.clients[c.request]
         assert not client.ends, "a request that has ended starts again"
         planned = [b for s in c.plan.segments for b in range(s.blocks.start, s.blocks.stop)]
         assert sorted(planned + [r.block for r in c.retained]) == list(range(c.hit_blocks)), "hit not covered once"
         assert len(c.decode_slots) == -(-(client.prompt_tokens + client.max_tokens) // BLOCK)
-        for node, slots in ((prefill, c.prefill_slots), (decode, c.decode_slots)):
+        for node in self._nodes(c):
+            slots = list(self._slots(node, c).values())
             assert node.arena.in_use().isdisjoint(slots), f"slots of {node.name} are given away while they are in use"
             for slot in slots:
                 node.arena.owner[slot], node.arena.content[slot] = c.grant, None
             node.assigned += 1
         self.assigns[c.grant] = c
         self.order.append(c.request)
-        self.tell(prefill, lambda: self._open(prefill, c))
-        self.tell(decode, lambda: self._open(decode, c))
+        for node in self._nodes(c):
+            self.tell(node, lambda node=node: self._open(node, c))
+
+    def _nodes(self, c: ev.Assign) -> list["Node"]:
+        return [self._node(c.prefill), self._node(c.decode), *([self.nodes[c.relay.node]] if c.relay else [])]
+
+    def _slots(self, node: "Node", c: ev.Assign) -> dict[int, int]:
+        """Block -> slot of this node."""
+        if node is self._node(c.decode):
+            return dict(enumerate(c.decode_slots))
+        if node is self._node(c.prefill):
+            return dict(zip(c.prefill_blocks, c.prefill_slots, strict=True))
+        assert c.relay
+        return dict(zip(c.relay.blocks, c.relay.slots, strict=True))
 
     def _do_StartPull(self, c: ev.StartPull) -> None:
-        node = self.nodes[c.node]
-        self.tell(node, lambda: c.grant in node.grants and self.spawn(node, c.grant, self._pull(node, c.grant)))
+        assign = self.assigns[c.grant]
+        self._copy_from(self._node(assign.prefill), self.nodes[c.node], assign, ev.CopyFinished(c.grant))
+
+    def _do_StartFetch(self, c: ev.StartFetch) -> None:
+        assign = self.assigns[c.grant]
+        assert assign.relay
+        self._copy_from(self.nodes[assign.relay.node], self.nodes[c.node], assign, ev.FetchFinished(c.grant))
+
+    def _copy_from(self, source: "Node", node: "Node", c: ev.Assign, done: ev.Event) -> None:
+        self.tell(node, lambda: c.grant in node.grants and self.spawn(node, c.grant, self._copy(source, node, c, done)))
 
     def _do_StartPrefill(self, c: ev.StartPrefill) -> None:
         node = self._node(c.engine)
@@ -288,10 +309,8 @@ class Cluster:
         node.opened += 1
         node.grants[c.grant] = c
         own = [b for s in c.plan.segments if s.reader == node.name for b in range(s.blocks.start, s.blocks.stop)]
-        slots = dict(zip(c.prefill_blocks, c.prefill_slots, strict=True))
-        if node.role is Role.DECODE:
-            slots = dict(enumerate(c.decode_slots))
-        elif not own:
+        slots = self._slots(node, c)
+        if node is not self._node(c.decode) and not own:
             return
         node.reads_queued += len(own)
         self.spawn(node, c.grant, self._load(node, c, [(b, slots[b]) for b in own]))
@@ -312,7 +331,7 @@ class Cluster:
                 if self._fails(node, c.grant):
                     return
                 self.send(node, ev.ReadsAdvanced(c.grant, node.name, 1))
-            if node.role is Role.DECODE:
+            if node is self._node(c.decode):
                 yield from self._fetch_retained(node, c)
             self.send(node, ev.ReadsFinished(c.grant, node.name))
         finally:
@@ -334,22 +353,23 @@ class Cluster:
                 source.end([r.slot], node)
                 arena.end([slot])
 
-    def _pull(self, node: Node, grant: int) -> Work:
-        c = node.grants[grant]
-        source, own = self._node(c.prefill).arena, [c.decode_slots[b] for b in c.prefill_blocks]
-        if any(source.owner.get(s) != grant for s in c.prefill_slots):
+    def _copy(self, source_node: Node, node: Node, c: ev.Assign, done: ev.Event) -> Work:
+        """The decode node copies what another one has read."""
+        source, theirs = source_node.arena, self._slots(source_node, c)
+        own = [c.decode_slots[b] for b in theirs]
+        if any(source.owner.get(s) != c.grant for s in theirs.values()):
             return  # it has joined again
-        source.begin(c.prefill_slots, grant, node)
-        node.arena.begin(own, grant)
+        source.begin(theirs.values(), c.grant, node)
+        node.arena.begin(own, c.grant)
         try:
             yield self.rng.expovariate(5)
-            for a, b in zip(c.prefill_slots, own, strict=True):
+            for a, b in zip(theirs.values(), own, strict=True):
                 node.arena.content[b] = source.content[a]
         finally:
-            source.end(c.prefill_slots, node)
+            source.end(theirs.values(), node)
             node.arena.end(own)
-        if not self._fails(node, grant):
-            self.send(node, ev.CopyFinished(grant))
+        if not self._fails(node, c.grant):
+            self.send(node, done)
 
     def _at_engine(self, node: Node, engine: str, grant: int, work: Work) -> None:
         if grant in node.grants and engine in node.engines:
@@ -365,6 +385,10 @@ class Cluster:
         node.arena.begin(c.prefill_slots, grant)
         arena.begin(c.decode_slots, grant)
         try:
+            local = self._slots(node, c)
+            for block in range(c.hit_blocks):
+                place = (node.arena, local[block]) if block in local else (arena, c.decode_slots[block])
+                assert place[0].content[place[1]] == (client.session, block), "wrong bytes are prefilled"
             self.send(node, ev.PrefillStarted(grant))
             yield self.rng.expovariate(0.25 if self.chance(0.2) else 5)
             for block in new:
@@ -555,6 +579,7 @@ def test_the_simulation_reaches_all_that_it_is_about() -> None:
     assert {"node lost", "engine lost", "corrupt", "missing", "transfer"} <= set(causes)
     assert sum(len(a.retained) for c in clusters for a in c.assigns.values()) > 20
     assert sum(c.machine.decisions["read:split"] for c in clusters) > 0
+    assert sum(c.machine.decisions["read:relay"] for c in clusters) > 10
 
 
 def test_equal_requests_start_in_order_of_arrival() -> None:
@@ -587,6 +612,18 @@ def free_without_decode_node(self: Attempt, node: str) -> None:
     RIGHT_LET_GO(self, node)
 
 
+def free_relay_without_decode_node(self: Attempt, node: str) -> None:
+    if self.relay_node and node == self.relay_node.node:
+        self.relay_node.ledger.release(self.relay_slots)
+        self.relay_slots = Runs()
+    RIGHT_LET_GO(self, node)
+
+
+def prefill_without_relay(self: ClusterMachine, attempt: Attempt) -> None:
+    attempt.fetched = True
+    RIGHT_START_PREFILL(self, attempt)
+
+
 def nothing(self: object, *args: object) -> None:
     return None
 
@@ -600,9 +637,12 @@ def always(self: object, *args: object) -> bool:
 
 
 RIGHT_LET_GO = Attempt.let_go
+RIGHT_START_PREFILL = ClusterMachine._start_prefill
 PLANTED = {
     "decode slots free before the prefill node has released": (Attempt, "let_go", free_without_prefill_node),
     "prefill slots free before the decode node has copied": (Attempt, "let_go", free_without_decode_node),
+    "relay slots free before the decode node has fetched": (Attempt, "let_go", free_relay_without_decode_node),
+    "a prefill does not wait for what the relay has read": (ClusterMachine, "_start_prefill", prefill_without_relay),
     "a write-back does not keep its slot": (SlotLedger, "begin_write", nothing),
     "a write-back never gives its slot back": (SlotLedger, "end_write", nothing),
     "readers of retained blocks never let go": (Attempt, "drop_sources", nothing),

@@ -376,6 +376,142 @@ def test_a_cancelled_request_is_silent_from_then_on(events: list[ev.Event]) -> N
     assert (story.load("p0/0"), story.load("d0/0")) == ((0, 0), (0, 0))
 
 
+# a third reader --------------------------------------------------------------------------------------------------
+
+
+def relayed(nodes: Sequence[str] = ("p0", "d0", "d1"), **settings: object) -> tuple[Story, ev.Assign]:
+    """A request with a hit of 9 blocks that three nodes read: 3 each, the relay those in the middle."""
+    story = Story(nodes, read_policy="any-node", slots=60, **settings)
+    (assign,) = story.ask("a", prompt=100, hit=Hit(9))
+    return story, assign
+
+
+def reads_finished(*nodes: str) -> list[ev.Event]:
+    return [ev.ReadsFinished(1, node) for node in nodes]
+
+
+def test_what_a_relay_reads_is_fetched_before_the_prefill_and_the_relay_is_out_early() -> None:
+    story, assign = relayed()
+    assert [s.reader for s in assign.plan.segments] == ["p0", "d1", "d0"]
+    assert assign.relay
+    assert (assign.relay.node, assign.relay.blocks, len(assign.relay.slots)) == ("d1", (3, 4, 5), 3)
+    assert (story.used("d1"), story.machine.members.nodes["d1"].read_queue_tokens) == (3, 30)
+    assert story.machine.decisions["read:relay"] == 1
+    assert story.load("d1/0") == (0, 0)
+    story.tell(ev.ReadsAdvanced(1, "d1", 3))
+    assert story.machine.members.nodes["d1"].read_queue_tokens == 0
+    assert story.tell(*reads_finished("d1")) == [ev.StartFetch(1, "d0")]
+    assert story.tell(*reads_finished("d1", "d0", "p0")) == [ev.StartPull(1, "d0")]
+    assert story.tell(ev.FetchFinished(1)) == [ev.Release(1, "d1"), ev.StartPrefill(1, "p0/0")]
+    assert story.used("d1") == 3
+    story.tell(ev.Released(1, "d1"))
+    assert story.used("d1") == 0
+    assert story.tell(ev.FetchFinished(1), ev.CopyFinished(1)) == []
+    assert story.tell(ev.PrefillFinished(1, None)) == [ev.StartDecode(1, "d0/0"), ev.Release(1, "p0")]
+    assert story.tell(ev.DecodeFinished(1, STOP, 3)) == [ev.FinishRequest(1, "a", STOP, 3), ev.Release(1, "d0")]
+    story.all_released()
+    assert (story.machine.attempts, story.used("p0"), story.used("d0")) == ({}, 0, 0)
+
+
+def test_the_prefill_waits_for_the_other_reads_when_the_fetch_is_first() -> None:
+    story, _ = relayed()
+    story.tell(*reads_finished("d1"))
+    assert story.tell(ev.FetchFinished(1)) == [ev.Release(1, "d1")]
+    assert story.tell(*reads_finished("d0")) == []
+    assert ev.StartPrefill(1, "p0/0") in story.tell(*reads_finished("p0"))
+
+
+def test_a_fetch_that_nobody_asked_for_changes_nothing() -> None:
+    story, _ = relayed()
+    assert story.tell(ev.FetchFinished(1), *reads_finished("p0", "d0")) == [ev.StartPull(1, "d0")]
+    plain = Story()
+    plain.ask("a")
+    assert plain.tell(ev.FetchFinished(1)) == []
+
+
+def test_a_relay_without_room_is_done_without() -> None:
+    story = Story(["p0", "d0", "d1"], read_policy="any-node", slots=12)  # 8 for grants
+    slots = story.machine.members.nodes["d1"].ledger.take(8, 99)
+    (assign,) = story.ask("a", prompt=60, hit=Hit(5))
+    assert (assign.relay, [s.reader for s in assign.plan.segments]) == (None, ["p0", "d0"])
+    story.tell(*reads_finished("p0", "d0"), ev.CopyFinished(1), ev.PrefillFinished(1, STOP))
+    story.all_released()
+    story.machine.members.nodes["d1"].ledger.release(slots)
+    (assign,) = story.ask("b", prompt=60, hit=Hit(5))
+    assert assign.relay
+
+
+def test_the_spare_is_whoever_of_either_role_has_read_soonest() -> None:
+    story = Story(["p0", "p1", "d0", "d1"], read_policy="any-node")
+    story.tell(ev.NodeReported("p1", 1000.0, 90), ev.NodeReported("d1", 1000.0, 60))
+    (first,) = story.ask("a", prompt=40, hit=Hit(3))
+    assert (first.prefill, first.decode) == ("p0/0", "d0/0")
+    assert first.relay is None, "the pair is sooner alone"
+    story.tell(ev.NodeReported("p1", 1000.0, 0), ev.RequestCancelled("a"))
+    story.all_released()
+    (second,) = story.ask("b", prompt=40, hit=Hit(3))
+    assert second.relay
+    assert second.relay.node == "p1"
+    story.tell(ev.NodeLost("p1"))
+    assert story.machine.recomputes == {"node lost": 1}
+
+
+def test_a_lost_relay_ends_the_attempt_only_before_the_fetch() -> None:
+    story, _ = relayed()
+    story.tell(*reads_finished("d1"))
+    (again,) = of(ev.Assign, story.tell(ev.NodeLost("d1")))
+    assert (again.grant, again.relay, story.machine.recomputes) == (2, None, {"node lost": 1})
+    story.all_released()
+    assert list(story.machine.attempts) == [2]
+
+    story, _ = relayed()
+    story.tell(*reads_finished("p0", "d0", "d1"), ev.FetchFinished(1))
+    assert story.tell(ev.NodeLost("d1")) == []
+    story.tell(ev.CopyFinished(1), ev.PrefillFinished(1, None), ev.DecodeFinished(1, STOP, 3))
+    story.all_released()
+    assert (story.machine.attempts, story.machine.recomputes) == ({}, {})
+
+
+def test_a_relay_that_joins_again_holds_nothing_of_its_former_life() -> None:
+    story, _ = relayed()
+    (again,) = of(ev.Assign, story.join("d1"))
+    assert story.machine.recomputes == {"node lost": 1}
+    assert again.relay
+    assert story.used("d1") == 3, "the new attempt's; those of the former life went with it"
+    story.tell(ev.FetchFinished(1), ev.Released(1, "d1"))
+    assert story.used("d1") == 3
+
+
+@pytest.mark.parametrize("reading", [True, False])
+def test_slots_of_a_relay_are_free_when_it_and_its_reader_have_let_go(reading: bool) -> None:
+    story, _ = relayed()
+    story.tell(*([] if reading else reads_finished("d1")))
+    asked = story.tell(ev.RequestCancelled("a"))
+    assert asked == [ev.Release(1, "p0"), ev.Release(1, "d0"), ev.Release(1, "d1")]
+    assert story.machine.members.nodes["d1"].read_queue_tokens == 0
+    story.tell(ev.Released(1, "p0"), ev.Released(1, "d1"))
+    assert story.used("d1") == 3, "the decode node may still fetch"
+    story.tell(ev.Released(1, "d0"))
+    assert (story.used("d1"), story.used("d0"), story.machine.attempts) == (0, 0, {})
+
+
+def test_a_failed_read_of_a_relay_starts_a_new_attempt() -> None:
+    story, _ = relayed()
+    assert ev.Release(1, "d1") in story.tell(ev.StepFailed(1, "missing block"))
+    assert story.machine.recomputes == {"missing block": 1}
+
+
+def test_a_relay_that_reads_on_is_progress_and_one_that_does_not_release_is_asked_again() -> None:
+    story, _ = relayed(stage_deadline_ns=50 * SECOND)
+    story.tell(ev.ReadsAdvanced(1, "p0", 3), ev.ReadsAdvanced(1, "d0", 3), *reads_finished("p0", "d0"))
+    story.wait(40)
+    story.tell(ev.ReadsAdvanced(77, "d1", 1))
+    assert story.wait(40) == []
+    assert set(story.wait(20)) >= {ev.Release(1, node) for node in ("p0", "d0", "d1")}
+    story.all_released()
+    assert ev.Release(1, "d1") in story.wait(31)
+
+
 # waiting ---------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Who reads a request's hit from storage: the prefill node, the decode node or both (paper section 5)."""
+"""Who reads a request's hit from storage: prefill node, decode node or both (paper section 5), or a third one, too."""
 
 from collections.abc import Callable
 
@@ -68,7 +68,10 @@ READ_POLICIES: dict[str, ReadPolicy] = {
     "shorter-queue": shorter_queue,
     "split": split,
     "load-or-recompute": load_or_recompute,
+    "any-node": any_node,
 }
+SPARE_POLICIES = frozenset(["any-node"])
+"""Those that look at `ReadChoice.spare`; for the others nobody needs to look for one."""
 
 
 def _pair(choice: ReadChoice) -> list[NodeLoad]:

@@ -100,6 +100,12 @@ class CopyFinished(Event, frozen=True):
     grant: int
 
 
+class FetchFinished(Event, frozen=True):
+    """The decode node has the blocks that the relay read."""
+
+    grant: int
+
+
 class PrefillStarted(Event, frozen=True):
     """The first chunk is being computed."""
 
@@ -168,8 +174,16 @@ class RetainedBlock(msgspec.Struct, frozen=True):
     grant: int
 
 
+class Relay(msgspec.Struct, frozen=True):
+    """A third node that reads some of the hit: the decode node fetches `blocks` from its `slots`, in order."""
+
+    node: NodeId
+    blocks: Runs
+    slots: Runs
+
+
 class Assign(Command, frozen=True):
-    """Start an attempt: both nodes open the grant and begin to read as the plan says."""
+    """Start an attempt: both nodes, and the relay, open the grant and begin to read as the plan says."""
 
     grant: int
     request: RequestId
@@ -182,10 +196,18 @@ class Assign(Command, frozen=True):
     prefill_slots: Runs
     decode_slots: Runs  # one per block of the request, tokens to come included
     kept: Kept | None = None  # the first blocks lie in a node's spare DRAM, from where the decode node takes them
+    relay: Relay | None = None  # a node besides the pair that reads, too
 
 
 class StartPull(Command, frozen=True):
     """The decode node copies what the prefill node read."""
+
+    grant: int
+    node: NodeId
+
+
+class StartFetch(Command, frozen=True):
+    """The decode node copies what the relay read."""
 
     grant: int
     node: NodeId

@@ -34,7 +34,10 @@ def _check_slots(attempts: Iterable[Attempt]) -> None:
     """Every slot of an attempt is its own, and its node's ledger says so."""
     seen: set[tuple[int, int]] = set()
     for attempt in attempts:
-        for node, slots in zip(attempt.nodes, (attempt.prefill_slots, attempt.decode_slots), strict=True):
+        taken = (attempt.prefill_slots, attempt.decode_slots, attempt.relay_slots)
+        assert len({node.node for node in attempt.nodes}) == len(attempt.nodes), "a relay that is one of the pair"
+        assert attempt.relay_node or not attempt.relay_slots, "slots of no relay"
+        for node, slots in zip(attempt.nodes, taken, strict=False):
             for slot in slots:
                 assert (id(node), slot) not in seen, f"slot {slot} of {node.node} belongs to two attempts"
                 assert node.ledger.holds(slot, attempt.grant), (

@@ -3,7 +3,7 @@
 Theory of operation. Requests wait in order of arrival. Whenever something changes, the dispatcher
 (protocol/dispatch.py) walks the waiting ones: the decode policy places them within their group, the prefill policy
 names a prefill engine, the driver's `look_up` tells which blocks are cached, the read policy plans who reads them, and
-if both arenas have the slots (all or nothing) an attempt starts. Later events move the attempt through its phases
+if the arenas have the slots (all or nothing) an attempt starts. Later events move the attempt through its phases
 (protocol/request.py). Loads are what was assigned and is not completed, in-flight included; reports only correct them
 (paper section 5).
 
@@ -32,9 +32,10 @@ from dualpath.protocol.waiting import Waiting, WaitingRoom
 __all__ = ["ClusterMachine", "Hit", "LookUp", "Settings"]
 
 # Frequent events that let no waiting request start: they free neither slots nor load (but for retained blocks).
-_FREE_NOTHING = frozenset(
-    (ev.ReadsAdvanced, ev.ReadsFinished, ev.CopyFinished, ev.PrefillStarted, ev.DecodeStarted, ev.BlockHeld)
-)
+_FREE_NOTHING = frozenset((
+    ev.ReadsAdvanced, ev.ReadsFinished, ev.CopyFinished, ev.FetchFinished, ev.PrefillStarted, ev.DecodeStarted,
+    ev.BlockHeld,
+))  # fmt: skip
 
 # What each event calls
 _ON = {
@@ -50,6 +51,7 @@ _ON = {
     ev.ReadsFinished: "_reads_finished",
     ev.PrefillStarted: "_prefill_started",
     ev.CopyFinished: "_copy_finished",
+    ev.FetchFinished: "_fetch_finished",
     ev.PrefillFinished: "_prefill_finished",
     ev.DecodeStarted: "_decode_started",
     ev.DecodeFinished: "_decode_finished",
@@ -239,14 +241,28 @@ class ClusterMachine:
         if event.node == attempt.decode_node.node:
             frees = bool(attempt.sources)
             attempt.drop_sources()
+        elif event.node != attempt.prefill_node.node:
+            self._commands.append(ev.StartFetch(attempt.grant, attempt.decode_node.node))
         elif not attempt.copied:
             self._commands.append(ev.StartPull(attempt.grant, attempt.decode_node.node))
-        if not attempt.loading:
+        self._start_prefill(attempt)
+        if frees:
+            self._dispatch()
+
+    def _fetch_finished(self, event: ev.FetchFinished) -> None:
+        attempt = self._alive(event.grant)
+        relay = attempt.relay_node if attempt else None
+        if attempt and relay and not attempt.fetched and relay.node not in attempt.loading:
+            attempt.fetched = True
+            self._release(attempt, relay)
+            self._start_prefill(attempt)
+
+    def _start_prefill(self, attempt: Attempt) -> None:
+        """If the hit is there."""
+        if attempt.fetched and not attempt.loading:
             attempt.phase = Phase.PREFILLING
             attempt.pushing = True
             self._commands.append(ev.StartPrefill(attempt.grant, attempt.prefill.engine))
-        if frees:
-            self._dispatch()
 
     def _prefill_started(self, event: ev.PrefillStarted) -> None:
         self._alive(event.grant)

@@ -9,12 +9,13 @@ from dualpath.core.ids import EngineId, NodeId, RequestId, node_of
 from dualpath.core.plan import BlockRange, ReadPlan, ReadSegment
 from dualpath.core.runs import Runs
 from dualpath.policy.loads import ReadChoice
-from dualpath.policy.read import READ_POLICIES
+from dualpath.policy.read import READ_POLICIES, SPARE_POLICIES
 from dualpath.policy.retain import Kept
 from dualpath.protocol.events import RetainedBlock
 from dualpath.protocol.membership import Engine, Membership, Node
 from dualpath.protocol.request import Attempt
 from dualpath.protocol.settings import Settings
+from dualpath.protocol.spare import SpareReaders
 from dualpath.protocol.waiting import Waiting
 
 
@@ -45,19 +46,20 @@ class AttemptMaker:
         self._look_up = look_up
         self._members = members
         self._plan_read = READ_POLICIES[settings.read_policy]
+        self._spares = SpareReaders(members) if settings.read_policy in SPARE_POLICIES else None
         self._plans = 0
         self.made = 0
         self.decisions: Counter[str] = Counter()
 
     def make(self, request: Waiting, prefill_id: EngineId, decode_id: EngineId) -> Attempt | None:
-        """Plan the read and reserve all slots on both sides, or change nothing."""
+        """Plan the read and reserve all slots on all sides, or change nothing."""
         decode_node = self._members.nodes[node_of(decode_id)]
         total_blocks = -(-request.total_tokens // self._settings.block_tokens)
         if total_blocks > decode_node.ledger.available:
             return None
         prefill_node = self._members.nodes[node_of(prefill_id)]
         hit = self._hit(request)
-        plan = self._plan(hit, prefill_node, prefill_node.engines[prefill_id], decode_node)
+        plan, relay = self._plan_with_spare(hit, prefill_node, prefill_node.engines[prefill_id], decode_node)
         if not hit.retained:  # the policy may leave the end of the hit to be computed again
             hit = Hit(plan.stop if plan.segments else hit.kept_blocks, kept=hit.kept)
         prefill_blocks = _blocks_of(plan, prefill_node.node)
@@ -73,6 +75,9 @@ class AttemptMaker:
             prefill_node.ledger.take(len(prefill_blocks), grant), decode_node.ledger.take(total_blocks, grant),
             kept=hit.kept,
         )  # fmt: skip
+        if relay:
+            attempt.relay_node, attempt.relay_blocks = relay, _blocks_of(plan, relay.node)
+            attempt.relay_slots = relay.ledger.take(len(attempt.relay_blocks), grant)
         attempt.occupy([self._members.nodes[r.node] for r in hit.retained], self._settings.block_tokens)
         self._count_decisions(attempt)
         return attempt
@@ -92,14 +97,25 @@ class AttemptMaker:
         node = self._members.nodes.get(block.node)
         return node is not None and node.ledger.holds(block.slot, block.grant)
 
-    def _plan(self, hit: Hit, prefill: Node, engine: Engine, decode: Node) -> ReadPlan:
-        """The policy plans the blocks between the kept ones and the first retained one; stored ones after that go to the
-        decode side.
+    def _plan_with_spare(self, hit: Hit, prefill: Node, engine: Engine, decode: Node) -> tuple[ReadPlan, Node | None]:
+        """The plan and its third reader, if it has one; the pair reads alone if the spare node's arena has no room."""
+        spare = self._spares.besides(prefill, decode) if self._spares and hit.blocks else None
+        if spare:
+            plan = self._plan(hit, prefill, engine, decode, spare)
+            blocks = plan.blocks_by(spare.node)
+            if blocks <= spare.ledger.available:
+                return plan, spare if blocks else None
+        return self._plan(hit, prefill, engine, decode), None
+
+    def _plan(self, hit: Hit, prefill: Node, engine: Engine, decode: Node, spare: Node | None = None) -> ReadPlan:
+        """The policy plans the blocks between the kept ones and the first retained one; stored ones after that go to
+        the decode side.
         """
         first_retained = min((r.block for r in hit.retained), default=hit.blocks)
         block_tokens = self._settings.block_tokens
         choice = ReadChoice(
-            BlockRange(min(hit.kept_blocks, first_retained), first_retained), prefill.load(), decode.load(), block_tokens, self._plans,
+            BlockRange(min(hit.kept_blocks, first_retained), first_retained), prefill.load(), decode.load(),
+            block_tokens, self._plans, spare=spare.load() if spare else None,
             compute_wait_s=engine.wait_s, compute_tokens_per_s=0.0 if hit.retained else engine.compute_tokens_per_s,
         )  # fmt: skip
         plan = self._plan_read(choice)
@@ -110,10 +126,16 @@ class AttemptMaker:
     def _count_decisions(self, attempt: Attempt) -> None:
         self.decisions[f"prefill:{attempt.prefill.engine}"] += 1
         self.decisions[f"decode:{attempt.decode.engine}"] += 1
-        readers = {s.reader for s in attempt.plan.segments}
-        sides = {attempt.prefill_node.node: "prefill", attempt.decode_node.node: "decode"}
-        kind = "split" if len(readers) > 1 else next((sides[r] for r in readers), "nothing")
-        self.decisions[f"read:{kind}"] += 1
+        self.decisions[f"read:{_kind(attempt)}"] += 1
+
+
+def _kind(attempt: Attempt) -> str:
+    """Who reads, in a word; "relay" if a third node does, whoever else does."""
+    if attempt.relay_node:
+        return "relay"
+    readers = {s.reader for s in attempt.plan.segments}
+    sides = {attempt.prefill_node.node: "prefill", attempt.decode_node.node: "decode"}
+    return "split" if len(readers) > 1 else next((sides[r] for r in readers), "nothing")
 
 
 def _blocks_of(plan: ReadPlan, reader: NodeId) -> Runs:

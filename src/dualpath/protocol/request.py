@@ -1,11 +1,12 @@
 """A request and its attempts: what the machine remembers of them, and what an attempt occupies.
 
-    WAITING --assign--> LOADING --all reads finished--> PREFILLING --first token--> HANDOFF --copy there--> DECODING
+    WAITING --assign--> LOADING --all reads there-----> PREFILLING --first token--> HANDOFF --copy there--> DECODING
        ^                   |                                |                          |                       |
        |                   |                                +-- first token is last ---+----- last token ------+--> end
        +--- step failed, engine or node lost, deadline (a new attempt under a new grant) <---------------------+
 
-An attempt outlives its end until both nodes have released it: only then are its slots free.
+An attempt outlives its end until all its nodes have released it: only then are its slots free. Those are the pair and,
+if the plan names one, a third node that only reads (the relay); it is out when the decode node has what it read.
 """
 
 import enum
@@ -15,7 +16,7 @@ from dualpath.core.ids import NodeId
 from dualpath.core.plan import ReadPlan
 from dualpath.core.runs import Runs
 from dualpath.policy.retain import Kept
-from dualpath.protocol.events import Assign, RetainedBlock
+from dualpath.protocol.events import Assign, Relay, RetainedBlock
 from dualpath.protocol.membership import Engine, Node
 from dualpath.protocol.waiting import Waiting
 
@@ -49,9 +50,13 @@ class Attempt:
     prefill_slots: Runs  # empty once they are given back
     decode_slots: Runs
     kept: Kept | None = None
+    relay_node: Node | None = None  # a third node that reads
+    relay_blocks: Runs = _NO_SLOTS
+    relay_slots: Runs = _NO_SLOTS
     deadline_ns: int = 0
     phase: Phase = Phase.LOADING
     copied: bool = False  # the decode node has what the prefill node read
+    fetched: bool = False  # and what the relay read
     pushing: bool = False  # the prefill node may be writing to the decode node's slots
     loading: set[NodeId] = field(default_factory=set)  # nodes that still bring in blocks
     reads_left: dict[NodeId, int] = field(default_factory=dict)  # planned blocks not yet read
@@ -62,15 +67,18 @@ class Attempt:
     decode_counted: bool = True
 
     @property
-    def nodes(self) -> tuple[Node, Node]:
-        """The pair."""
+    def nodes(self) -> tuple[Node, ...]:
+        """The pair, and the relay if there is one."""
+        if self.relay_node:
+            return self.prefill_node, self.decode_node, self.relay_node
         return self.prefill_node, self.decode_node
 
     def assignment(self) -> Assign:
         """The command that starts it."""
+        relay = Relay(self.relay_node.node, self.relay_blocks, self.relay_slots) if self.relay_node else None
         return Assign(
             self.grant, self.waiting.request, self.prefill.engine, self.decode.engine, self.hit_blocks, self.plan,
-            self.retained, self.prefill_blocks, self.prefill_slots, self.decode_slots, self.kept,
+            self.retained, self.prefill_blocks, self.prefill_slots, self.decode_slots, self.kept, relay,
         )  # fmt: skip
 
     # loads -------------------------------------------------------------------------------------------------------
@@ -88,6 +96,7 @@ class Attempt:
         # also with nothing to read: its answer says that the grant is open there, so that pushes find their slots
         self.loading.add(self.decode_node.node)
         self.copied = not self.prefill_blocks
+        self.fetched = not self.relay_node
         for node, block in zip(sources, self.retained, strict=True):
             node.ledger.hold(block.slot)
             self.sources.append((node, block.slot))
@@ -114,9 +123,14 @@ class Attempt:
     # slots -------------------------------------------------------------------------------------------------------
 
     def needs(self, node: Node) -> bool:
-        """Whether the attempt cannot go on without the node; a decode needs its prefill node no more."""
+        """Whether the attempt cannot go on without the node.
+
+        A decode needs its prefill node no more; nobody needs the relay once the decode node has what it read.
+        """
         if node is self.prefill_node:
             return self.phase is not Phase.DECODING
+        if node is self.relay_node and not self.fetched:
+            return True
         return node is self.decode_node or any(source is node for source, _ in self.sources)
 
     def pushing_from(self, node: Node) -> bool:
@@ -132,13 +146,13 @@ class Attempt:
     def let_go(self, node: NodeId) -> None:
         """`node` is out of the attempt: free the slots that now nobody touches.
 
-        The decode node reads from the prefill node's slots until it has copied them or is out itself; the prefill node
-        writes into the decode node's.
+        The decode node reads from the prefill node's slots and the relay's until it has copied them or is out itself;
+        the prefill node writes into the decode node's.
         """
         self.unreleased.discard(node)
         if node == self.prefill_node.node:
             self.uncount_prefill()
-        else:
+        elif node == self.decode_node.node:
             self.uncount_decode()
             self.drop_sources()
         prefill_out = self.prefill_node.node not in self.unreleased
@@ -146,6 +160,9 @@ class Attempt:
         if prefill_out and (self.copied or decode_out):
             self.prefill_node.ledger.release(self.prefill_slots)
             self.prefill_slots = _NO_SLOTS
+        if self.relay_node and self.relay_node.node not in self.unreleased and (self.fetched or decode_out):
+            self.relay_node.ledger.release(self.relay_slots)
+            self.relay_slots = _NO_SLOTS
         if prefill_out and decode_out:
             self.decode_node.ledger.release(self.decode_slots)
             self.decode_slots = _NO_SLOTS
