@@ -141,6 +141,14 @@ def test_our_hand_over_pulls_what_the_prefill_node_read() -> None:
     assert bytes_of[0] == pytest.approx(bytes_of[1], rel=1e-6)
 
 
+def test_a_third_node_with_an_idle_nic_reads_for_a_pair() -> None:
+    pair = run(agents=2, turns=4, topology="1P3D", read_policy="split")
+    three = run(agents=2, turns=4, topology="1P3D", read_policy="any-node")
+    assert three.decisions["read:relay"] > 0
+    assert mean(three.records.ttft_s) < 0.8 * mean(pair.records.ttft_s)
+    assert sum(n.read_bytes for n in three.nodes) == sum(n.read_bytes for n in pair.nodes)
+
+
 def test_kept_blocks_are_not_read_again() -> None:
     read = run(agents=6, turns=4, topology="1P2D", read_policy="split")
     kept = run(agents=6, turns=4, topology="1P2D", read_policy="split", retain_bytes=1e9)
@@ -174,17 +182,18 @@ def test_same_seed_same_trace_whatever_the_hash_seed() -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+@pytest.mark.parametrize("policy", ["split", "any-node"])
 @pytest.mark.parametrize("node", ["p0", "d1"])
-def test_a_lost_node_costs_time_and_no_request(node: str) -> None:
-    whole = run(agents=8, turns=5, topology="2P2D", read_policy="split")
+def test_a_lost_node_costs_time_and_no_request(node: str, policy: str) -> None:
+    whole = run(agents=8, turns=5, topology="2P2D", read_policy=policy)
     faults = (Fault(node=node, at_s=whole.jct_s / 4),)
-    broken = run(agents=8, turns=5, topology="2P2D", read_policy="split", faults=faults)
+    broken = run(agents=8, turns=5, topology="2P2D", read_policy=policy, faults=faults)
     assert not broken.records.errors
     assert len(broken.records) == 40
     assert broken.recomputes["node lost"] > 0
     assert broken.jct_s > 1.05 * whole.jct_s
     back = (Fault(node=node, at_s=whole.jct_s / 4, for_s=whole.jct_s / 10),)
-    mended = run(agents=8, turns=5, topology="2P2D", read_policy="split", faults=back)
+    mended = run(agents=8, turns=5, topology="2P2D", read_policy=policy, faults=back)
     assert len(mended.records) == 40
     assert mended.jct_s < broken.jct_s
 

@@ -164,7 +164,7 @@ class Cluster:
             PrefillWork(ask.request, cached, ask.prompt_tokens - cached), self.kernel.now_ns,
         )  # fmt: skip
         self._grants[command.grant] = grant
-        for node in (prefill.node, decode.node):
+        for node in self._nodes_of(grant):
             node.grants.add(command.grant)
         if grant.local_tokens:
             self._read(grant, prefill.node, self._loaded)
@@ -172,6 +172,12 @@ class Cluster:
         grant.bringing = 1 + bool(command.plan.blocks_by(decode.node.name)) + self._fetch_kept(grant)
         self._read(grant, decode.node, self._brought)
         self._brought(grant, decode.node)
+        if command.relay:
+            self._read(grant, self.nodes[command.relay.node], self._loaded)
+
+    def _nodes_of(self, grant: Grant) -> list[SimNode]:
+        relay = grant.assign.relay
+        return [grant.prefill.node, grant.decode.node, *([self.nodes[relay.node]] if relay else [])]
 
     def _read(self, grant: Grant, node: SimNode, done: Callable[[Grant, SimNode], None]) -> None:
         blocks = grant.assign.plan.blocks_by(node.name)
@@ -211,6 +217,19 @@ class Cluster:
     def _pulled(self, grant: Grant) -> None:
         if not grant.ended:
             self._feed(ev.CopyFinished(grant.number))
+
+    def _start_fetch(self, command: ev.StartFetch) -> None:
+        """What a third node read, to the decode node's buffer."""
+        grant = self._grants[command.grant]
+        relay = grant.assign.relay
+        assert relay is not None
+        tokens = len(relay.blocks) * self.shape.block_tokens
+        if self._transfers.fetch(self.nodes[relay.node], grant, tokens, self._fetched, grant) == 0:
+            self._fetched(grant)
+
+    def _fetched(self, grant: Grant) -> None:
+        if not grant.ended:
+            self._feed(ev.FetchFinished(grant.number))
 
     def _start_prefill(self, command: ev.StartPrefill) -> None:
         grant = self._grants[command.grant]
@@ -261,7 +280,7 @@ class Cluster:
         grant.ended = True
         if grant.ask.request in self.asks and grant.ask.first_ns >= 0:
             grant.ask.first_ns = -1
-        for node in (grant.prefill.node, grant.decode.node):
+        for node in self._nodes_of(grant):
             node.reads.cancel(grant.number)
         grant.prefill.group.forget(grant)
         grant.decode.group.leave(grant)
@@ -287,7 +306,8 @@ class Cluster:
         self._on_request_failed(self.asks.pop(command.request), command.message)
 
     _do: ClassVar[dict[type[ev.Command], Callable[..., None]]] = {
-        ev.Assign: _assign, ev.StartPull: _start_pull, ev.StartPrefill: _start_prefill, ev.StartDecode: _start_decode,
+        ev.Assign: _assign, ev.StartPull: _start_pull, ev.StartFetch: _start_fetch,
+        ev.StartPrefill: _start_prefill, ev.StartDecode: _start_decode,
         ev.Release: _release, ev.FinishRequest: _finish_request, ev.FailRequest: _fail_request,
     }  # fmt: skip
 
