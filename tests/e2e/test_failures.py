@@ -1,7 +1,9 @@
 """What breaks on the way costs time, never right tokens."""
 
+import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from e2e.live_cluster import (
 
 Reference = Callable[[Path, Sequence[Ask]], list[list[int]]]
 SLOW = {"snic": "4MB/s"}  # a hit of some hundred tokens then takes about a second to read
+VERY_SLOW = {"snic": "1MB/s"}
 
 
 def block_files(store: Path) -> list[Path]:
@@ -68,14 +71,37 @@ def test_roles_killed_in_mid_run_cost_time_only(tiny: Path, reference: Reference
         wait_durable(running.url)
 
 
-def _ask_and_kill(running: LocalCluster, asks: Sequence[Ask], victim: str) -> list[Answer]:
+def test_a_third_reader_killed_in_mid_read_costs_time_only(tiny: Path, reference: Reference, tmp_path: Path) -> None:
+    rng = random.Random(23)
+    asks = [Ask([rng.randrange(32, 250) for _ in range(1500)], 20)]
+    expected = reference(tiny, asks)
+    with cluster(
+        tiny, tmp_path, cluster={"topology": "2P1D"}, storage=VERY_SLOW, limits={"lease_s": 2.0},
+        scheduling={"read_policy": "any-node"},
+    ) as running:  # fmt: skip
+        assert_equal_tokens(ask_all(running.url, asks), expected)
+        before = Counter(wait_durable(running.url).decisions)
+
+        def relay() -> str:
+            """The prefill node that reads and does not prefill."""
+            since = Counter(cluster_report(running.url).decisions) - before
+            assert since["read:relay"] == 1, since
+            return "agent p1" if since["prefill:p0/0"] else "agent p0"
+
+        assert_equal_tokens(_ask_and_kill(running, asks, relay), expected)
+        assert cluster_report(running.url).recomputes == {"node lost": 1}
+        running.wait_ready()
+        wait_durable(running.url)
+
+
+def _ask_and_kill(running: LocalCluster, asks: Sequence[Ask], victim: str | Callable[[], str]) -> list[Answer]:
     answers: list[Answer] = []
     client = threading.Thread(target=lambda: answers.extend(ask_all(running.url, asks)))
     client.start()
     while not cluster_report(running.url).running_requests:
         time.sleep(0.01)
     time.sleep(0.3)
-    running.kill(victim)
+    running.kill(victim if isinstance(victim, str) else victim())
     client.join(timeout=120)
     assert not client.is_alive(), "requests hang"
     return answers

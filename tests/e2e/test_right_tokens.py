@@ -41,6 +41,8 @@ def followed_up(asks: Sequence[Ask], answers: Sequence[Answer], seed: int) -> li
         ("shorter-queue", "1P2D", 1, "tcp"),
         ("split", "2P1D", 1, "shm"),
         ("round-robin", "1P1D", 2, "tcp"),
+        ("any-node", "1P2D", 1, "tcp"),
+        ("any-node", "2P1D", 1, "shm"),
     ],
 )
 def test_every_policy_and_topology_gives_the_tokens_of_a_plain_run(
@@ -62,6 +64,7 @@ def test_every_policy_and_topology_gives_the_tokens_of_a_plain_run(
             asks = followed_up(asks, answers, turn)
         report = wait_durable(running.url)
         assert not report.recomputes
+        assert (report.decisions.get("read:relay", 0) > 0) == (policy == "any-node"), report.decisions
 
 
 def test_hits_split_at_random_blocks_in_a_small_arena_with_small_chunks(

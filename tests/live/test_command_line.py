@@ -80,6 +80,7 @@ EXPLANATION = {
         "decode_engine": "d0/0",
         "read_bytes_prefill": 1000,
         "read_bytes_decode": 2000,
+        "read_bytes_relay": 3000,
         "recompute_causes": ["lost [p1]"],
     },
 }
@@ -105,6 +106,7 @@ def test_explain_prints_spans_and_sides() -> None:
     assert "640 prompt tokens (576 cached), 7 generated, ended by stop" in text
     assert "1.5" in text
     assert "2 KB by the decode node" in text
+    assert "3 KB by a third one" in text
     assert "started again: lost [p1]" in text
     assert (absent.returncode, absent.stderr) == (1, "dualpath: error: no such request\n")
 

@@ -1,10 +1,10 @@
-"""Two agents, real transports and shared memory, engines as threads, a scripted scheduler: what lands where."""
+"""Agents, real transports and shared memory, engines as threads, a scripted scheduler: what lands where."""
 
 import asyncio
 import os
 import random
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -170,7 +170,7 @@ class Node:
     def __init__(self, agent: Agent, address: str) -> None:
         self.agent, self.address = agent, address
         self.said: list[Any] = []
-        self.engine: FakeEngine
+        self.engine: Any = None
 
     async def wait(self, kind: type, grant: int | None = None, count: int = 1) -> Any:
         """The last of `count` messages of a kind."""
@@ -179,22 +179,26 @@ class Node:
             if len(found) >= count:
                 return found[-1]
             await asyncio.sleep(0.005)
-        raise AssertionError(f"no {kind.__name__} came: {self.said} {self.engine.faults}")
+        faults = self.engine.faults if self.engine else []
+        raise AssertionError(f"no {kind.__name__} came: {self.said} {faults}")
 
 
 class Cluster:
-    """p0 and d0 over one store, and the script of a request."""
+    """p0, d0 and a third node over one store, and the script of a request."""
 
-    def __init__(self, p: Node, d: Node, store: Store, folder: Path) -> None:
-        self.p, self.d, self.store, self.folder = p, d, store, folder
+    def __init__(self, p: Node, d: Node, relay: Node, store: Store, folder: Path) -> None:
+        self.p, self.d, self.relay, self.store, self.folder = p, d, relay, store, folder
         self.grant = 0
 
     async def put(self, tokens: list[int], blocks: int) -> None:
         for block, key in enumerate(chain_keys(ROOT, pack_tokens(tokens), B)[:blocks]):
             await self.store.write(key, memoryview(block_kv(tokens, block)))
 
-    def open(self, tokens: list[int], max_tokens: int, hit: int, by_prefill: list[int], slots_at: int = 0) -> int:
-        """Assign a request whose first `hit` blocks are cached, `by_prefill` of them read by the prefill node."""
+    def open(
+        self, tokens: list[int], max_tokens: int, hit: int, by_prefill: list[int], slots_at: int = 0,
+        by_relay: Sequence[int] = (),
+    ) -> int:  # fmt: skip
+        """Assign a request whose first `hit` blocks are cached, some read by the prefill node or by the third one."""
         self.grant += 1
         keys = chain_keys(ROOT, pack_tokens(tokens), B)
         slots = list(range(slots_at, slots_at + -(-(len(tokens) + max_tokens) // B)))
@@ -202,7 +206,7 @@ class Cluster:
         self.d.agent.receive(
             wire.OpenDecode(
                 self.grant, EngineId("d0/0"), self.p.address, slots,
-                [wire.ReadItem(slots[b], keys[b]) for b in range(hit) if b not in by_prefill], [],
+                [wire.ReadItem(slots[b], keys[b]) for b in range(hit) if b not in [*by_prefill, *by_relay]], [],
                 [(slots[b], s) for b, s in zip(by_prefill, p_slots, strict=True)],
             )
         )  # fmt: skip
@@ -212,23 +216,38 @@ class Cluster:
                 [wire.ReadItem(s, keys[b]) for b, s in zip(by_prefill, p_slots, strict=True)], slots,
             )
         )  # fmt: skip
+        if by_relay:
+            reads = [wire.ReadItem(20 + i, keys[b]) for i, b in enumerate(by_relay)]
+            self.relay.agent.receive(wire.OpenRelay(self.grant, [r.slot for r in reads], reads))
         return self.grant
+
+    async def fetch(self, grant: int, by_relay: Sequence[int], slots_at: int = 0) -> None:
+        """The decode node gets what the third node has read, which then is out."""
+        await self.relay.wait(wire.ReadsFinished, grant)
+        pairs = [(slots_at + b, 20 + i) for i, b in enumerate(by_relay)]
+        self.d.agent.receive(wire.StartFetch(grant, self.relay.address, pairs))
+        await self.d.wait(wire.FetchFinished, grant)
+        self.relay.agent.receive(wire.Release(grant))
+        await self.relay.wait(wire.Released, grant)
 
     def start_prefill(self, grant: int, tokens: list[int], hit: int, max_tokens: int) -> None:
         args = (EngineId("p0/0"), RequestId("r"), pack_tokens(tokens), hit * B, max_tokens, Sampling(), "ipc:///none")
         self.p.agent.receive(wire.StartPrefill(grant, *args))
 
     async def serve(
-        self, tokens: list[int], max_tokens: int, hit: int, by_prefill: list[int], slots_at: int = 0
-    ) -> int:
-        """A whole request; returns its grant when both nodes have released it."""
-        grant = self.open(tokens, max_tokens, hit, by_prefill, slots_at)
+        self, tokens: list[int], max_tokens: int, hit: int, by_prefill: list[int], slots_at: int = 0,
+        by_relay: Sequence[int] = (),
+    ) -> int:  # fmt: skip
+        """A whole request; returns its grant when all nodes have released it."""
+        grant = self.open(tokens, max_tokens, hit, by_prefill, slots_at, by_relay)
         slots = list(range(slots_at, slots_at + -(-(len(tokens) + max_tokens) // B)))
         keys = chain_keys(ROOT, pack_tokens(tokens), B)
         await self.d.wait(wire.ReadsFinished, grant)
         if by_prefill:
             await self.p.wait(wire.ReadsFinished, grant)
             self.d.agent.receive(wire.StartPull(grant))
+        if by_relay:
+            await self.fetch(grant, by_relay, slots_at)
         self.start_prefill(grant, tokens, hit, max_tokens)
         await self.p.wait(wire.PrefillFinished, grant)
         items = [wire.PersistItem(slots[b], keys[b], keys[b - 1] if b else b"") for b in range(hit, len(keys))]
@@ -271,7 +290,7 @@ async def cluster(folder: Path, transport: str = "shm", store: Store | None = No
     overrides = {"storage": {"arena": str(48 * SIZE), "write_share": 0.25}, "network": {"run_dir": str(folder)}}
     config = load_config(None, {**overrides, "limits": limits})
     nodes, tasks, transports = [], [], []
-    for name, role in (("p0", Role.PREFILL), ("d0", Role.DECODE)):
+    for name, role in (("p0", Role.PREFILL), ("d0", Role.DECODE), ("p1", Role.PREFILL)):
         nics, said = NicPair(None), []
         end = open_transport(transport, nics=nics, deadline_s=3)
         await end.start()
@@ -294,7 +313,8 @@ async def cluster(folder: Path, transport: str = "shm", store: Store | None = No
         for node, end in zip(nodes, transports, strict=True):
             await end.close()
             await node.agent.close()
-            await asyncio.to_thread(node.engine.join, 5)
+            if node.engine:
+                await asyncio.to_thread(node.engine.join, 5)
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -579,6 +599,7 @@ def test_messages_for_grants_that_are_gone_or_wrong_do_no_harm(tmp_path: Path) -
             tokens, key = random_tokens(10, B), b"\1" * 16
             c.start_prefill(77, tokens, 0, 2)
             c.d.agent.receive(wire.StartPull(77))
+            c.d.agent.receive(wire.StartFetch(77, "", [(0, 0)]))
             c.d.agent.receive(wire.Persist(77, [wire.PersistItem(0, key, b"")]))
             assert not (await c.d.wait(wire.BlockWritten)).durable
             c.d.agent.receive(wire.Release(77))
@@ -607,6 +628,90 @@ def test_a_retained_block_is_fetched_from_the_arena_that_holds_it(tmp_path: Path
             c.p.agent.receive(wire.OpenDecode(52, EngineId("d0/0"), c.d.address, [6], [],
                                               [wire.RetainedItem(6, c.d.address, 1, held + 999)], []))  # fmt: skip
             assert (await c.p.wait(wire.StepFailed, 52)).cause == "transfer failed"
+
+    run(test)
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("by_relay", [[1, 3, 4], [0, 1, 2, 3, 4]])
+def test_what_a_third_node_reads_comes_to_window_and_arena(
+    tmp_path: Path, transport: str, by_relay: list[int]
+) -> None:  # fmt: skip
+    async def test() -> None:
+        async with cluster(tmp_path, transport) as c:
+            tokens = random_tokens(20, 6 * B)
+            await c.put(tokens, 5)
+            c.p.engine.chunk_blocks = 1
+            await c.serve(tokens, 6, 5, [b for b in (0,) if b not in by_relay], slots_at=7, by_relay=by_relay)
+            assert c.relay.agent.stats.read_bytes == len(by_relay) * SIZE
+            assert c.d.agent.stats.read_bytes + c.p.agent.stats.read_bytes == (5 - len(by_relay)) * SIZE
+            assert sum(m.blocks for m in c.relay.said if isinstance(m, wire.ReadsAdvanced)) == len(by_relay)
+            report = c.relay.agent.report()
+            assert (report.grants_seen, report.reads_left) == (1, 0)
+
+    run(test)
+
+
+def test_a_third_node_names_bad_blocks_and_gives_up_its_reads(tmp_path: Path) -> None:
+    async def test() -> None:
+        store = HangingStore()
+        async with cluster(tmp_path, store=store) as c:
+            tokens = random_tokens(21, 6 * B)
+            await c.put(tokens, 5)
+            released = c.open(tokens, 2, 5, [], by_relay=[1, 2])
+            await asyncio.sleep(0.02)
+            c.relay.agent.receive(wire.Release(released))
+            await asyncio.sleep(0.02)
+            assert not any(isinstance(m, wire.Released) for m in c.relay.said), "the store still writes to its slots"
+            store.gate.set()
+            await c.relay.wait(wire.Released, released)
+            keys = chain_keys(ROOT, pack_tokens(tokens), B)
+            await store.inner.delete(keys[2])
+            failed = c.open(tokens, 2, 5, [], slots_at=10, by_relay=[1, 2])
+            assert (await c.relay.wait(wire.StepFailed, failed)).bad_keys == (keys[2],)
+
+    run(test)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_fetch_from_a_third_node_that_is_gone_or_out_fails_the_attempt(tmp_path: Path, lost: bool) -> None:
+    async def test() -> None:
+        async with cluster(tmp_path) as c:
+            tokens = random_tokens(22, 6 * B)
+            await c.put(tokens, 5)
+            grant = c.open(tokens, 2, 5, [], by_relay=[1, 2])
+            await c.relay.wait(wire.ReadsFinished, grant)
+            await (c.relay.agent._transport.close() if lost else c.relay.agent.reset())
+            c.d.agent.receive(wire.StartFetch(grant, c.relay.address, [(1, 20), (2, 21)]))
+            assert (await c.d.wait(wire.StepFailed, grant)).cause == "transfer failed"
+            assert not any(isinstance(m, wire.FetchFinished) for m in c.d.said)
+            for node in (c.p, c.d):
+                node.agent.receive(wire.Release(grant))
+            await c.released(grant)
+
+    run(test)
+
+
+def test_a_fetch_waits_for_late_transfers_into_its_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with cluster(tmp_path) as c:
+            tokens = random_tokens(23, 6 * B)
+            await c.put(tokens, 5)
+            await c.serve(tokens, 2, 5, [])
+            gate, drained = asyncio.Event(), c.d.agent._transport.drained
+
+            async def late(name: str, grant: int) -> None:
+                await gate.wait()
+                await drained(name, grant)
+
+            monkeypatch.setattr(c.d.agent._transport, "drained", late)
+            grant = c.open(tokens, 2, 5, [], by_relay=[1, 2])
+            fetch = asyncio.create_task(c.fetch(grant, [1, 2]))
+            await c.relay.wait(wire.ReadsFinished, grant)
+            await asyncio.sleep(0.05)
+            assert not any(isinstance(m, wire.FetchFinished) for m in c.d.said)
+            gate.set()
+            await fetch
 
     run(test)
 

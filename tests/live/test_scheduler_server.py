@@ -16,7 +16,7 @@ from dualpath.core.ids import EngineId, NodeId, RequestId
 from dualpath.core.layout import BlockLayout
 from dualpath.core.model import ModelSpec
 from dualpath.core.report import NodeStats, Role
-from dualpath.core.request import Sampling, Submission
+from dualpath.core.request import Done, FinishReason, Sampling, Submission
 from dualpath.scheduler import server
 from dualpath.scheduler.index import PrefixIndex
 from dualpath.scheduler.main import rebuild
@@ -76,10 +76,11 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.endpoint = f"ipc://{folder}/s.sock"
         self.peers: list[Peer] = []
+        self.config, self.index = load_config(), PrefixIndex()
         self.start()
 
     def start(self) -> None:
-        scheduler = server.Scheduler(load_config(), SPEC, PrefixIndex())
+        scheduler = server.Scheduler(self.config, SPEC, self.index)
         self.task = asyncio.create_task(scheduler.run(self.endpoint))
 
     async def stop(self) -> None:
@@ -173,6 +174,42 @@ def test_a_failed_step_starts_a_new_attempt_under_a_new_grant(tmp_path: Path) ->
         assert (await d.next(wire.Release)).grant == (await p.next(wire.Release)).grant == grant
         assert (await d.next(wire.OpenDecode)).grant != grant
         assert (await gateway.report()).recomputes == {"corrupt block": 1}
+
+    run(tmp_path, test)
+
+
+def test_a_third_node_reads_for_a_pair(tmp_path: Path) -> None:
+    keys = tuple(bytes([i]) * 16 for i in range(3))
+    request = Submission(RequestId("a"), b"\1\0\0\0" * 14, b"r" * 16, keys, 4, Sampling())
+
+    async def test(c: Cluster) -> None:
+        await c.stop()
+        c.config = load_config(None, {"scheduling": {"read_policy": "any-node"}})
+        c.index.add_durable(keys)
+        c.start()
+        p, d, gateway = await joined(c)
+        third = c.peer()
+        await third.join("d1", Role.DECODE)
+        await third.report()  # so it has joined
+        await gateway.say(wire.Submit(request, "ipc:///x"))
+        relay, decode = await third.next(wire.OpenRelay), await d.next(wire.OpenDecode)
+        grant = relay.grant
+        ((slot, key),) = [(r.slot, r.key) for r in relay.reads]
+        assert (relay.slots, key) == ([slot], keys[1])
+        assert [(r.slot, r.key) for r in decode.reads] == [(decode.slots[2], keys[2])]
+        await third.say(wire.ReadsAdvanced(grant, 1, 100), wire.ReadsFinished(grant))
+        fetch = await d.next(wire.StartFetch)
+        assert (fetch.grant, fetch.peer, fetch.pairs) == (grant, "shm:d1", [(decode.slots[1], slot)])
+        await d.say(wire.ReadsAdvanced(grant, 1, 10), wire.ReadsFinished(grant), wire.FetchFinished(grant))
+        assert (await third.next(wire.Release)).grant == grant
+        await third.say(wire.Released(grant))
+        await p.say(wire.ReadsAdvanced(grant, 1, 1), wire.ReadsFinished(grant))
+        assert (await p.next(wire.StartPrefill)).cached_tokens == 12
+        await p.say(wire.PrefillFinished(grant, 5, 0, FinishReason.STOP))
+        timeline = (await gateway.next(Done)).timeline
+        assert (timeline.read_bytes_prefill, timeline.read_bytes_decode, timeline.read_bytes_relay) == (1, 10, 100)
+        assert 0 < timeline.dispatched_ns < timeline.decode_side_loaded_ns
+        assert (await gateway.report()).decisions["read:relay"] == 1
 
     run(tmp_path, test)
 

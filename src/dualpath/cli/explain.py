@@ -31,7 +31,8 @@ def explain(
     console.print(
         f"prefill on {timeline['prefill_engine']}, decode on {timeline['decode_engine']}; read from storage: "
         f"{format_bytes(timeline['read_bytes_prefill'])} by the prefill node, "
-        f"{format_bytes(timeline['read_bytes_decode'])} by the decode node"
+        f"{format_bytes(timeline['read_bytes_decode'])} by the decode node, "
+        f"{format_bytes(timeline['read_bytes_relay'])} by a third one"
     )
     for cause in timeline["recompute_causes"]:
         console.print(f"started again: {cause}")

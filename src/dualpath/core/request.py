@@ -28,12 +28,12 @@ class FinishReason(enum.StrEnum):
 class Timeline(msgspec.Struct):
     """Where a request's time went: nanoseconds since its arrival at the scheduler; -1 = did not happen.
 
-    Read bytes are from storage, by the side that read them; retained bytes came from an arena that still held them.
+    Read bytes are from storage, by the node that read them; retained bytes came from an arena that still held them.
     """
 
     dispatched_ns: int = -1
     prefill_side_loaded_ns: int = -1  # the prefill node's own reads done
-    decode_side_loaded_ns: int = -1  # the decode node's own reads done
+    decode_side_loaded_ns: int = -1  # the decode node's own reads done, and what a third node read is there
     prefill_started_ns: int = -1
     prefill_finished_ns: int = -1
     decode_started_ns: int = -1
@@ -42,6 +42,7 @@ class Timeline(msgspec.Struct):
     decode_engine: str = ""
     read_bytes_prefill: int = 0
     read_bytes_decode: int = 0
+    read_bytes_relay: int = 0  # by a third node, for the decode node
     retained_bytes: int = 0
     layer_wait_ns: int = 0  # sum of what the prefill engine waited for layers to arrive
     attempts: int = 0

@@ -16,7 +16,7 @@ from dualpath.core.model import ModelSpec
 from dualpath.core.report import ClusterReport, EngineStats, NodeStats, Role
 from dualpath.core.request import Done, FinishReason, Sampling, Submission, Tokens
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_MESSAGE_BYTES = 64 << 20
 
 
@@ -151,6 +151,12 @@ class CopyFinished(Message, frozen=True):
     grant: int
 
 
+class FetchFinished(Message, frozen=True):
+    """The decode node has fetched the blocks that the relay read."""
+
+    grant: int
+
+
 class StepFailed(Message, frozen=True):
     """The attempt cannot go on. `bad_keys` are blocks that the store does not hold or holds corrupt."""
 
@@ -224,10 +230,26 @@ class OpenDecode(Message, frozen=True):
     pulls: list[tuple[int, int]]  # (own slot, prefill node's slot)
 
 
+class OpenRelay(Message, frozen=True):
+    """A third node's part of an attempt: it reads, and the decode node fetches."""
+
+    grant: int
+    slots: list[int]
+    reads: list[ReadItem]
+
+
 class StartPull(Message, frozen=True):
     """The prefill node's blocks are readable: copy them over, in the background lane."""
 
     grant: int
+
+
+class StartFetch(Message, frozen=True):
+    """The relay's blocks are readable: the decode node copies them over, in the background lane."""
+
+    grant: int
+    peer: str  # the relay's transport address
+    pairs: list[tuple[int, int]]  # (own slot, relay's slot)
 
 
 class PersistItem(msgspec.Struct, frozen=True, array_like=True):
@@ -392,13 +414,13 @@ class EngineReport(Message, frozen=True):
 
 ToScheduler = (
     GatewayHello | Submit | Cancel | GetReport | NodeHello | NodeReport | EngineJoined | EngineLost | ReadsAdvanced
-    | ReadsFinished | CopyFinished | StepFailed | BlockHeld | BlockWritten | Released | PrefillStarted | PrefillFinished
-    | DecodeStarted | DecodeFinished
+    | ReadsFinished | CopyFinished | FetchFinished | StepFailed | BlockHeld | BlockWritten | Released | PrefillStarted
+    | PrefillFinished | DecodeStarted | DecodeFinished
 )  # fmt: skip
 ToGateway = Welcome | Refused | Report | Done | Tokens
 ToAgent = (
-    NodeAccepted | NodeRefused | Rejoin | OpenPrefill | OpenDecode | StartPull | Persist | Release | StartPrefill
-    | StartDecode
+    NodeAccepted | NodeRefused | Rejoin | OpenPrefill | OpenDecode | OpenRelay | StartPull | StartFetch | Persist
+    | Release | StartPrefill | StartDecode
 )  # fmt: skip
 EngineToAgent = (
     EngineHello | StreamBatch | BlockFilled | GrantDropped | EngineReport | PrefillStarted | PrefillFinished

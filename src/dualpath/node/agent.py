@@ -138,11 +138,17 @@ class Agent:
         grant = self._open(decode_grant(message), message.slots, message.reads)
         self._run(grant, self._loader.load(grant, message.reads, message.retained))
 
+    @_on.register
+    def _open_relay(self, message: wire.OpenRelay) -> None:
+        self._opened += 1
+        grant = self._open(Grant(message.grant), message.slots, message.reads)
+        self._run(grant, self._loader.load(grant, message.reads, []))
+
     def _open(self, grant: Grant, slots: list[int], reads: list[wire.ReadItem]) -> Grant:
         if grant.grant in self._grants:
             raise ProtocolError(f"grant {grant.grant} is open already")
         grant.before = self.arena.open(grant.grant, slots)
-        grant.link = self.engines.links.get(grant.engine)
+        grant.link = self.engines.links.get(grant.engine) if grant.engine else None
         grant.reads_left = len(reads)
         self._grants[grant.grant] = grant
         return grant
@@ -152,6 +158,12 @@ class Agent:
         grant = self._grants.get(message.grant)
         if isinstance(grant, DecodeGrant) and not grant.closing:
             self._run(grant, self._loader.pull(grant))
+
+    @_on.register
+    def _start_fetch(self, message: wire.StartFetch) -> None:
+        grant = self._grants.get(message.grant)
+        if isinstance(grant, DecodeGrant) and not grant.closing:
+            self._run(grant, self._loader.fetch(grant, message.peer, message.pairs))
 
     @_on.register
     def _persist(self, message: wire.Persist) -> None:

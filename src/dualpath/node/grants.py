@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Grant:
-    """Base: the work that must end before the grant's slots may be given to others."""
+    """The work that must end before the grant's slots may be given to others; all that a relay knows of it."""
 
     grant: int
-    engine: EngineId
-    peer: str  # transport address of the other side
+    engine: EngineId | None = None  # a relay has none
+    peer: str = ""  # transport address of the other side; a relay asks nobody
     link: "EngineLink | None" = None  # the engine's connection when the grant was opened; a later one knows nothing
     before: set[int] = field(default_factory=set)  # grants whose late transfers may still touch the slots
     tasks: set[asyncio.Task[None]] = field(default_factory=set)

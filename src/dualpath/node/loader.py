@@ -1,4 +1,4 @@
-"""Brings blocks into the node's arena for a grant: from storage, from arenas that retain them, from the other side."""
+"""Brings blocks into the node's arena for a grant: from storage, from arenas that retain them, from other nodes."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ CAUSES = {
 
 
 class Loader:
-    """`send` takes messages to the scheduler. Cancelling a load or a pull stops what it moves."""
+    """`send` takes messages to the scheduler. Cancelling a load, pull or fetch stops what it moves."""
 
     def __init__(
         self,
@@ -44,8 +44,7 @@ class Loader:
 
         Late transfers under grants that had the slots before are waited for first.
         """
-        for earlier in grant.before:
-            await self._transport.drained(ARENA, earlier)
+        await self._late_transfers(grant)
         futures = {self._reader.submit(grant.grant, r.slot, r.key): r.key for r in reads}
         work = (self._fetch_retained(retained), *(self._advance(grant, read) for read in futures))
         errors = [e for e in await asyncio.gather(*work, return_exceptions=True) if e is not None]
@@ -54,6 +53,10 @@ class Loader:
         elif not grant.closing:
             bad = [key for read, key in futures.items() if isinstance(read.exception(), (BlockMissing, BlockCorrupt))]
             self.fail(grant, errors[0], tuple(bad))
+
+    async def _late_transfers(self, grant: Grant) -> None:
+        for earlier in grant.before:
+            await self._transport.drained(ARENA, earlier)
 
     async def _advance(self, grant: Grant, read: asyncio.Future[int]) -> None:
         moved_bytes = await read
@@ -73,13 +76,23 @@ class Loader:
             self._stats.retained_bytes += self._arena.layout.block_bytes
 
     async def pull(self, grant: DecodeGrant) -> None:
-        """Copy what the prefill node read: full blocks, in the background lane; then say so."""
-        at_once = max(1, COPY_BATCH_BYTES // self._arena.layout.block_bytes)
-        for start in range(0, len(grant.pulls), at_once):
-            own, peer = zip(*grant.pulls[start : start + at_once], strict=True)
-            source = RemoteRanges(grant.peer, ARENA, grant.grant, self._blocks(peer))
-            await self._transport.fetch(source, LocalRanges(ARENA, self._blocks(own)), lane=Lane.BLOCKS)
+        """Copy what the prefill node read, then say so."""
+        await self._copy(grant, grant.peer, grant.pulls)
         self._send(wire.CopyFinished(grant.grant))
+
+    async def fetch(self, grant: DecodeGrant, relay: str, pairs: list[tuple[int, int]]) -> None:
+        """Copy what a third node read, then say so."""
+        await self._copy(grant, relay, pairs)
+        self._send(wire.FetchFinished(grant.grant))
+
+    async def _copy(self, grant: DecodeGrant, peer: str, pairs: list[tuple[int, int]]) -> None:
+        """Full blocks, in the background lane, once nobody else writes into the (own slot, peer's slot) pairs."""
+        await self._late_transfers(grant)
+        at_once = max(1, COPY_BATCH_BYTES // self._arena.layout.block_bytes)
+        for start in range(0, len(pairs), at_once):
+            own, theirs = zip(*pairs[start : start + at_once], strict=True)
+            source = RemoteRanges(peer, ARENA, grant.grant, self._blocks(theirs))
+            await self._transport.fetch(source, LocalRanges(ARENA, self._blocks(own)), lane=Lane.BLOCKS)
 
     def _blocks(self, slots: Sequence[int]) -> list[Range]:
         return [self._arena.block_range(slot) for slot in slots]

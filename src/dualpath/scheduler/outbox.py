@@ -39,6 +39,21 @@ def open_decode(command: ev.Assign, live: LiveRequest, addresses: Mapping[NodeId
     )
 
 
+def open_relay(command: ev.Assign, relay: ev.Relay, live: LiveRequest) -> wire.OpenRelay:
+    """The third node's part of an assignment."""
+    keys = live.submission.keys
+    reads = [wire.ReadItem(s, keys[b]) for b, s in zip(relay.blocks, relay.slots, strict=True)]
+    return wire.OpenRelay(command.grant, list(relay.slots), reads)
+
+
+def start_fetch(command: ev.StartFetch, live: LiveRequest, addresses: Mapping[NodeId, str]) -> wire.StartFetch:
+    """What the third node has read, for the decode node."""
+    assert live.assign and live.assign.relay
+    relay, slots = live.assign.relay, list(live.assign.decode_slots)
+    pairs = [(slots[b], s) for b, s in zip(relay.blocks, relay.slots, strict=True)]
+    return wire.StartFetch(command.grant, addresses[relay.node], pairs)
+
+
 def start_prefill(command: ev.StartPrefill, live: LiveRequest, block_tokens: int) -> wire.StartPrefill:
     """The request for its prefill engine."""
     assert live.assign is not None

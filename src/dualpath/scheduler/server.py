@@ -223,16 +223,20 @@ class Scheduler:
         if live and live.assign:
             if node == node_of(live.assign.prefill):
                 live.timeline.read_bytes_prefill += message.bytes_read
-            else:
+            elif node == node_of(live.assign.decode):
                 live.timeline.read_bytes_decode += message.bytes_read
+            else:
+                live.timeline.read_bytes_relay += message.bytes_read
         self._feed(ev.ReadsAdvanced(message.grant, node, message.blocks))
 
     @_on.register
     def _reads_finished(self, message: wire.ReadsFinished) -> None:
         node, live = self._sender_node(), self._by_grant.get(message.grant)
         if live and live.assign:
-            side = "prefill" if node == node_of(live.assign.prefill) else "decode"
-            self._stamp(message.grant, f"{side}_side_loaded_ns")
+            if node == node_of(live.assign.prefill):
+                self._stamp(message.grant, "prefill_side_loaded_ns")
+            elif node == node_of(live.assign.decode):
+                self._stamp(message.grant, "decode_side_loaded_ns")
             live.timeline.retained_bytes += message.retained_bytes
         self._feed(ev.ReadsFinished(message.grant, node))
 
@@ -240,6 +244,12 @@ class Scheduler:
     def _copy_finished(self, message: wire.CopyFinished) -> None:
         self._sender_node()
         self._feed(ev.CopyFinished(message.grant))
+
+    @_on.register
+    def _fetch_finished(self, message: wire.FetchFinished) -> None:
+        self._sender_node()
+        self._stamp(message.grant, "decode_side_loaded_ns")
+        self._feed(ev.FetchFinished(message.grant))
 
     @_on.register
     def _step_failed(self, message: wire.StepFailed) -> None:
@@ -335,14 +345,21 @@ class Scheduler:
         self._by_grant[command.grant] = live
         self._open(node_of(command.prefill), outbox.open_prefill(command, live, self._roster.addresses))
         self._open(node_of(command.decode), outbox.open_decode(command, live, self._roster.addresses))
+        if command.relay:
+            self._open(command.relay.node, outbox.open_relay(command, command.relay, live))
 
-    def _open(self, node: NodeId, message: wire.OpenPrefill | wire.OpenDecode) -> None:
+    def _open(self, node: NodeId, message: wire.OpenPrefill | wire.OpenDecode | wire.OpenRelay) -> None:
         self._roster.count_open(node)
         self._send_node(node, message)
 
     @_do.register
     def _start_pull(self, command: ev.StartPull) -> None:
         self._send_node(command.node, wire.StartPull(command.grant))
+
+    @_do.register
+    def _start_fetch(self, command: ev.StartFetch) -> None:
+        live = self._by_grant[command.grant]
+        self._send_node(command.node, outbox.start_fetch(command, live, self._roster.addresses))
 
     @_do.register
     def _start_prefill(self, command: ev.StartPrefill) -> None:
