@@ -48,4 +48,4 @@ def reproduce(
     console = Console(highlight=False)
     console.print(table(report.rows, "quick set: first turns only" if quick else "the paper, simulated"))
     for line in [*reasons(report.rows), count_words(report.rows), f"report: {html}"]:
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)

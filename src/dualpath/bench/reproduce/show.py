@@ -53,6 +53,13 @@ def table(rows: Sequence[Row], title: str) -> Table:
 
 
 def reasons(rows: Sequence[Row]) -> list[str]:
-    """A line for each number that is not near the paper's, or is missing: what was assumed."""
-    far = [row for row in rows if row.ours is None or (row.difference is not None and abs(row.difference) > NEAR)]
-    return [f"{row.figure}: {row.name} ({difference_text(row)}): {row.assumption}" for row in far]
+    """Numbers that are not near the paper's, or missing, below what was assumed for them."""
+    far: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.ours is None or (row.difference is not None and abs(row.difference) > NEAR):
+            far.setdefault((row.figure, row.assumption), []).append(row)
+    lines = []
+    for (figure, assumption), those in far.items():
+        lines.append(f"{figure}: {assumption}")
+        lines += [f"  {difference_text(row)}  {row.name}" for row in those]
+    return lines

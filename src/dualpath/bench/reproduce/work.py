@@ -31,6 +31,8 @@ def outcome_of(simulated: Simulated, wall_s: float) -> Outcome:
     run, series = simulated.run, simulated.series
     if run.errors:
         return Outcome(error=f"{run.errors} requests failed: {run.error_messages[0]}")
+    if simulated.unfinished:
+        return Outcome(error=f"{simulated.unfinished} requests never ended")
     return Outcome(
         jct_s=run.jct_s, agent_jct_mean_s=run.agent_jct_mean_s, turns=run.turns,
         requests_per_s=run.requests_per_s or 0.0, ttft_s=simulated.ttft.mean_s, ttst_s=simulated.ttst.mean_s,

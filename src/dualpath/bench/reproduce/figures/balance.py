@@ -51,7 +51,8 @@ def _numbers(quick: bool) -> list[Number]:
             tail = f"{_SHOWN[system.name]}, {READING_NAMES[reading]}"
             facts = (
                 ("snic", "weighted", f"storage NICs, max / mean traffic: {tail}", _PAPER_SNIC[system.name],
-                 f"Sum of maxima over sum of means of the nodes. {_INTERVALS}"),
+                 f"Sum of maxima over sum of means. Turns are strict: of two nodes each reads every second hit. "
+                 f"{_INTERVALS}"),
                 ("attention", "early", f"attention time in the first 5% of the job, max / mean: {tail}",
                  1.06 if system is DUALPATH else None,
                  f"Prefill engines. The paper says as low as 1.06; ours is the mean of that time. {_INTERVALS}"),

@@ -26,6 +26,7 @@ TTFT_S = 4.0
 TPOT_S = 0.05
 SETTINGS = (SMALL, V32)
 _START = {V32.name: 0.3, SMALL.name: 0.3}  # agents a second, where the search begins
+_QUICK_START = 1.0  # first turns are served sooner
 _PAPER_APS = {(V32.name, BASIC.name): 0.20, (V32.name, DUALPATH.name): 0.45}
 _PAPER_GAIN = {SMALL.name: 1.67, V32.name: 2.25}
 _LEVEL = f"Service level: mean TTFT <= {TTFT_S:g} s and mean TPOT <= {TPOT_S * 1e3:g} ms. {STEADY}"
@@ -37,8 +38,8 @@ def _good(outcome: Outcome) -> bool:
 
 def _search(results: Results, system: System, setting: Setting, reading: Reading, quick: bool) -> Found:
     return highest_load(
-        results, lambda aps: online(system, setting, reading, aps, quick), _good, _START[setting.name],
-        0.3 if quick else 0.04,
+        results, lambda aps: online(system, setting, reading, aps, quick), _good,
+        _QUICK_START if quick else _START[setting.name], 0.5 if quick else 0.04,
     )  # fmt: skip
 
 
@@ -46,8 +47,14 @@ def _capacity(system: System, setting: Setting, reading: Reading, quick: bool) -
     return lambda results: known(_search(results, system, setting, reading, quick).highest, "end of the search")
 
 
+def _systems(quick: bool) -> tuple[System, ...]:
+    return (BASIC, DUALPATH) if quick else COMPARED
+
+
 def _cells(quick: bool) -> list[tuple[System, Setting, Reading]]:
-    return [(system, setting, reading) for setting in SETTINGS for reading in readings(quick) for system in COMPARED]
+    return [
+        (system, setting, reading) for setting in SETTINGS for reading in readings(quick) for system in _systems(quick)
+    ]
 
 
 def _scenarios(results: Results, quick: bool) -> list[Scenario]:
@@ -97,7 +104,7 @@ def _capacities(setting: Setting, reading: Reading, quick: bool) -> list[Number]
     each = [
         Number(f"{start} capacity of {system.name} (agents/s)", _PAPER_APS.get((setting.name, system.name)),
                _capacity(system, setting, reading, quick), _LEVEL)
-        for system in COMPARED
+        for system in _systems(quick)
     ]  # fmt: skip
     gain = Number(f"{start} capacity gain over Basic (x)", _PAPER_GAIN[setting.name],
                   _gain(setting, reading, quick), _LEVEL)  # fmt: skip
@@ -127,7 +134,7 @@ def _plots(results: Results, quick: bool) -> list[Plot]:
         Plot(
             title=f"{setting.name} {setting.topology}, {READING_NAMES[reading]}", x_label="agents a second",
             y_label=label, bounds=bounds, y_most=2.5 * bounds[0].y if bounds else None,
-            curves=[_curve(results, system, setting, reading, quick, name) for system in COMPARED],
+            curves=[_curve(results, system, setting, reading, quick, name) for system in _systems(quick)],
         )
         for setting in SETTINGS
         for reading in readings(quick)
