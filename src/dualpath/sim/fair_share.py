@@ -21,7 +21,8 @@ def fill(flows: Iterable[Flow]) -> Members:
     high = False
     for flow in flows:
         flow.next_rate = -1.0
-        high = high or flow.lane is Lane.HIGH
+        if flow.lane:
+            high = True
     members = _members(flows)
     for link, mine in members.items():
         link.share = -1.0
@@ -61,8 +62,6 @@ def reaches_others(link: Link, mine: list[Flow]) -> bool:
 
 def bind(flow: Flow, bound: Link | None) -> None:
     """Note which link binds a flow now."""
-    if flow.bound is bound:
-        return
     if flow.bound is not None:
         flow.bound.binds -= 1
     if bound is not None:
@@ -83,9 +82,8 @@ def _members(flows: Iterable[Flow]) -> Members:
     """The flows on each tight link, whose `weight` becomes the sum of theirs."""
     members: Members = {}
     for flow in flows:
-        for link, weight in flow.uses.items():
-            if not link.tight:
-                continue
+        flow.tight = [use for use in flow.uses.items() if use[0].tight]
+        for link, weight in flow.tight:
             mine = members.get(link)
             if mine is None:
                 members[link] = [flow]
@@ -130,6 +128,6 @@ def _share_out(flows: Iterable[Flow], members: Members) -> None:
 def _give(flow: Flow, rate: float, bound: Link | None) -> None:
     flow.next_rate = rate
     flow.next_bound = bound
-    for link, weight in flow.uses.items():
+    for link, weight in flow.tight:
         link.room -= rate * weight
         link.weight -= weight

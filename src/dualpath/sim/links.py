@@ -99,6 +99,7 @@ class Flow:
         "rate",
         "since_ns",
         "size",
+        "tight",
         "uses",
         "work",
     )
@@ -117,6 +118,7 @@ class Flow:
         self.bound: Link | None = None  # the link where others keep it from going faster; None: it has its cap
         self.next_rate = inf  # while rates are settled: negative until known; inf: stays as it is
         self.next_bound: Link | None = None
+        self.tight: list[tuple[Link, float]] = []  # those of its uses that matter then
         self.work = self.left = 0.0
         self.since_ns = 0  # `left` is as of then
         self.due_ns = NEVER  # when it ends at this rate

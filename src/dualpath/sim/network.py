@@ -131,7 +131,8 @@ class Network:
     def _leave(self, flow: Flow) -> None:
         """Take a flow off its links; others may then go faster only where a link binds them."""
         now_ns, lane = self._kernel.now_ns, flow.lane
-        bind(flow, None)
+        if flow.bound is not None:
+            bind(flow, None)
         for link, weight in flow.uses.items():
             users = link.users
             del users[lane][flow]
@@ -176,7 +177,8 @@ class Network:
     def _apply(self, flow: Flow) -> None:
         """Make the next rate the rate."""
         rate, flow.next_rate = flow.next_rate, inf
-        bind(flow, flow.next_bound)
+        if flow.bound is not flow.next_bound:
+            bind(flow, flow.next_bound)
         change = rate - flow.rate
         if abs(change) <= UNCHANGED * rate:
             return
