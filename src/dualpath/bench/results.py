@@ -77,9 +77,7 @@ def summarise(
     """The figures of a run; `first` is the run that its tokens are compared with."""
     spent = cost.spent
     turns, jct_s = replayed.turns, replayed.jct_s
-    ttft, ttst, tpot = (
-        percentiles([getattr(turn, name) for turn in turns]) for name in ("ttft_s", "ttst_s", "tpot_s")
-    )
+    ttft, ttst, tpot = (percentiles([getattr(turn, name) for turn in turns]) for name in ("ttft_s", "ttst_s", "tpot_s"))
     return Run(
         policy=policy, pair=pair, topology=topology, jct_s=jct_s,
         agent_jct_mean_s=mean(replayed.agent_s) if replayed.agent_s else None,

@@ -31,7 +31,7 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class Simulated(msgspec.Struct, kw_only=True):
-    """One scenario's figures. `ttft`, `ttst`, `tpot`: of requests sent in the steady part of an online run, or of all."""
+    """One scenario's figures. `ttft`, `ttst`, `tpot`: of requests sent in an online run's steady part, or of all."""
 
     run: Run
     scenario: Scenario

@@ -428,12 +428,10 @@ EngineToAgent = (
 )  # fmt: skip
 AgentToEngine = EngineAccepted | EngineRefused | StartPrefill | StartDecode | DropGrant | BatchFailed
 
-_ENCODER = msgspec.msgpack.Encoder()
-
 
 def encode(message: Any) -> bytes:
     """One message as bytes."""
-    return _ENCODER.encode(message)
+    return msgspec.msgpack.encode(message)
 
 
 class Decoder:

@@ -24,6 +24,7 @@ from dualpath.core.report import ClusterReport, EngineStats, NodeStats, Role
 from dualpath.core.request import Done
 from dualpath.protocol import events as ev
 from dualpath.protocol.machine import ClusterMachine, Hit, Settings
+from dualpath.protocol.membership import Engine
 from dualpath.scheduler import outbox
 from dualpath.scheduler.event_log import EventLog, RecordedMachine
 from dualpath.scheduler.index import Held, PrefixIndex
@@ -422,10 +423,9 @@ class Scheduler:
 
     def report(self) -> ClusterReport:
         """The cluster's state now."""
-        machine = self._machine
-        missing = self._missing()
+        machine, missing = self._machine, self._missing()
         nodes = [self._node_stats(node) for node in machine.members.nodes]
-        engines = [self._engine_stats(e.engine, r) for r in Role for e in machine.members.engines(r)]
+        engines = [self._engine_stats(e, r) for r in Role for e in machine.members.engines(r)]
         return ClusterReport(
             ready=not missing, missing=missing, nodes=nodes, engines=engines, waiting_requests=len(machine.waiting),
             running_requests=len(self._requests) - len(machine.waiting), finished_requests=self._finished,
@@ -439,11 +439,9 @@ class Scheduler:
         stats.arena_slots, stats.arena_slots_used = member.ledger.slots, member.ledger.used
         return stats
 
-    def _engine_stats(self, engine: EngineId, role: Role) -> EngineStats:
-        load = self._machine.members.engine(engine)
-        assert load is not None
-        stats = self._roster.engine_stats(load.engine) or EngineStats(load.engine, role)
-        stats.requests, stats.tokens = load.requests, load.tokens
+    def _engine_stats(self, engine: Engine, role: Role) -> EngineStats:
+        stats = self._roster.engine_stats(engine.engine) or EngineStats(engine.engine, role)
+        stats.requests, stats.tokens = engine.requests, engine.tokens
         return stats
 
     def _missing(self) -> list[str]:
