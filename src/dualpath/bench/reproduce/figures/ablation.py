@@ -23,8 +23,8 @@ AGENTS = (1024, 2048)
 STEPS = (BASIC, LAYERWISE, TWO_PATHS, DUALPATH)
 PAPER_PERCENT = {LAYERWISE.name: -17.21, TWO_PATHS.name: -38.19, DUALPATH.name: -45.62}
 _WHY = {
-    LAYERWISE.name: "It helps where a prefill engine's memory binds before its node's storage NIC does; how much memory "
-    "the paper's Basic has left is not published.",
+    LAYERWISE.name: "It helps where a prefill engine's memory binds before its node's storage NIC does; how much "
+    "memory the paper's Basic has left is not published.",
     TWO_PATHS.name: "Prefill engines and the reading side in turn, whole hits; the gain ends where computation binds.",
     DUALPATH.name: "Scheduling gains what round robin leaves uneven: with strict turns over many like agents, little.",
 }

@@ -3,7 +3,7 @@
 from dualpath.bench.reproduce.figure import Figure, Number
 from dualpath.bench.reproduce.measures import Measure
 from dualpath.bench.reproduce.outcome import Balance, Missing, Outcome, Results, known
-from dualpath.bench.reproduce.plot import Curve, Plot
+from dualpath.bench.reproduce.plot import Bound, Curve, Plot
 from dualpath.bench.reproduce.size import agents_of, first_turns
 from dualpath.bench.reproduce.systems import (
     DUALPATH,
@@ -63,7 +63,7 @@ def _numbers(quick: bool) -> list[Number]:
 
 
 def _plots(results: Results, quick: bool) -> list[Plot]:
-    kinds = (("snic", "storage NICs"), ("attention", "attention time"))
+    kinds = (("snic", "Storage NICs"), ("attention", "Attention time"))
     return [_plot(results, reading, part, name, quick) for reading in READINGS for part, name in kinds]
 
 
@@ -75,9 +75,11 @@ def _plot(results: Results, reading: Reading, part: str, name: str, quick: bool)
             found = []
         return Curve(_SHOWN[system.name], found, system.colour, marked=False)
 
+    paper = _PAPER_SNIC if part == "snic" else {}
+    bounds = tuple(Bound(f"paper: {_SHOWN[system]}", ratio) for system, ratio in paper.items())
     return Plot(
-        title=f"27B 1P1D, 48K, {agents_of(AGENTS, quick)} agents, {READING_NAMES[reading]}: {name}", x_label="time (s)",
-        y_label="max / mean", y_from=1.0, curves=[curve(system) for system in _SYSTEMS],
+        title=f"{name}, {READING_NAMES[reading]}", x_label="time (s)",
+        y_label="max / mean", y_from=1.0, bounds=bounds, curves=[curve(system) for system in _SYSTEMS],
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ _START = {V32.name: 0.3, SMALL.name: 0.3}  # agents a second, where the search b
 _QUICK_START = 1.0  # first turns are served sooner
 _PAPER_APS = {(V32.name, BASIC.name): 0.20, (V32.name, DUALPATH.name): 0.45}
 _PAPER_GAIN = {SMALL.name: 1.67, V32.name: 2.25}
+_PAPER_POINT = {"ttft_s": (0.4, 1.739), "tpot_s": (0.4, 0.039)}  # 660B, DualPath (section 6, scale)
 _LEVEL = f"Service level: mean TTFT <= {TTFT_S:g} s and mean TPOT <= {TPOT_S * 1e3:g} ms. {STEADY}"
 
 
@@ -134,7 +135,8 @@ def _plots(results: Results, quick: bool) -> list[Plot]:
         Plot(
             title=f"{setting.name} {setting.topology}, {READING_NAMES[reading]}", x_label="agents a second",
             y_label=label, bounds=bounds, y_most=2.5 * bounds[0].y if bounds else None,
-            curves=[_curve(results, system, setting, reading, quick, name) for system in _systems(quick)],
+            curves=[_curve(results, system, setting, reading, quick, name) for system in _systems(quick)]
+            + _paper(setting, name),
         )
         for setting in SETTINGS
         for reading in readings(quick)
@@ -154,6 +156,12 @@ def _curve(
         return known(getattr(results[asked[aps]], name), name)
 
     return Curve(system.name, points(sorted(asked), value), system.colour)
+
+
+def _paper(setting: Setting, name: str) -> list[Curve]:
+    if setting is not V32 or name not in _PAPER_POINT:
+        return []
+    return [Curve(DUALPATH.name, [_PAPER_POINT[name]], DUALPATH.colour, paper=True)]
 
 
 ONLINE = Figure(
