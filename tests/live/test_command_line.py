@@ -22,7 +22,10 @@ def test_version() -> None:
     assert (done.returncode, done.stdout.split()[0]) == (0, "dualpath")
 
 
-COMMANDS = ("up", "explain", "replay", "doctor", "qos", "testbed", "scheduler", "gateway", "agent", "engine")
+COMMANDS = (
+    "up", "explain", "replay", "simulate", "plan", "reproduce", "calibrate", "doctor", "qos", "testbed", "scheduler",
+    "gateway", "agent", "engine",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", [(), *((c,) for c in COMMANDS)])
