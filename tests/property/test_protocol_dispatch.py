@@ -9,17 +9,22 @@ from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_dispatch import PlainDispatcher
 
 from dualpath.core.report import Role
 from dualpath.core.request import FinishReason
 from dualpath.protocol import events as ev
 from dualpath.protocol.machine import ClusterMachine, Hit, Settings
+from plain_dispatch import PlainDispatcher
 
 BLOCK = 4
 SECOND = 1_000_000_000
 NODES = ["p0", "p1", "p2", "d0", "d1", "d2"]
 SEEN: Counter[str] = Counter()
+EVENTS = {
+    "ask": 12, "read": 8, "prefilled": 6, "copied": 5, "decoded": 6, "released": 12, "cancel": 1, "fail": 1,
+    "node_report": 3, "engine_report": 2, "lose_node": 0.3, "join_node": 0.5, "lose_engine": 0.5, "join_engine": 1,
+    "hold": 2, "written": 2, "time": 0.5,
+}  # fmt: skip
 
 
 class Pair:
@@ -66,14 +71,8 @@ class Pair:
 
     def step(self) -> None:
         self.now += self.rng.choice([0, SECOND // 4])
-        kinds, weights = zip(*self.EVENTS.items(), strict=True)
+        kinds, weights = zip(*EVENTS.items(), strict=True)
         getattr(self, f"_{self.rng.choices(kinds, weights)[0]}")()
-
-    EVENTS = {
-        "ask": 12, "read": 8, "prefilled": 6, "copied": 5, "decoded": 6, "released": 12, "cancel": 1, "fail": 1,
-        "node_report": 3, "engine_report": 2, "lose_node": 0.3, "join_node": 0.5, "lose_engine": 0.5,
-        "join_engine": 1, "hold": 2, "written": 2, "time": 0.5,
-    }  # fmt: skip
 
     def _ask(self) -> None:
         self.asked += 1

@@ -50,10 +50,14 @@ class Dispatcher:
 
     def remove(self, request: Waiting) -> None:
         """One waits no more."""
+        self._take_out(request)
+        if request.group in self._queues:
+            self._queue_changed(request.group)
+
+    def _take_out(self, request: Waiting) -> None:
         self.waiting.remove(request)
         if request.group in self._queues:
             self._queues[request.group].remove(request.sequence)
-            self._queue_changed(request.group)
 
     def start(self) -> list[Attempt]:
         """Attempts for those who can start now, their loads counted and their slots taken."""
@@ -66,13 +70,12 @@ class Dispatcher:
         if not self._changed and not self._open:
             return []  # no group has memory for its next request, and none has got any since that was looked at
         prefill = self._choose_prefill()
-        self._prefill_full = prefill is None
         if prefill is None:
             return []  # who could start would wait for a prefill engine
         self._look_at_queues()
         started = self._walk(prefill)
         for attempt in started:
-            self.remove(attempt.waiting)
+            self._take_out(attempt.waiting)  # its group will be looked at: its loads have changed
         return started
 
     def _prefill_may_have_room(self) -> bool:
@@ -186,7 +189,9 @@ class Dispatcher:
 
     def _choose_prefill(self) -> EngineId | None:
         self._look_at_prefill_nodes()  # attempts that have just been made count
-        return self._prefills.choose(self._current_limits(), self._maker.made)
+        engine = self._prefills.choose(self._current_limits(), self._maker.made)
+        self._prefill_full = engine is None
+        return engine
 
     def _reopen(self, tried: dict[NodeId, int]) -> None:
         """The next walk begins with the first of each group again, if that one can be placed."""
