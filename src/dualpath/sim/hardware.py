@@ -26,7 +26,8 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     name: str
     gpus: Count  # a node; one engine each
     cnic_bytes_per_s: Positive  # one CNIC, and there is one a GPU
-    snic_bytes_per_s: Positive  # the node
+    snic_bytes_per_s: Positive  # the node, line rate
+    snic_efficiency: Efficiency  # what storage reads and writes reach of it
     dram_bytes_per_s: Positive  # the node, reads and writes together
     nvlink_bytes_per_s: Positive  # one GPU
     hbm_bytes: Positive

@@ -92,7 +92,8 @@ def _computed(scenario: Scenario) -> Physics:
     hardware, model = load_hardware(scenario.hardware), load_model(scenario.model)
     return Physics(
         times=EngineTime(hardware, model, topology=scenario.topology), kv_bytes_per_token=model.kv_bytes_per_token,
-        engines=hardware.gpus, snic_bytes_per_s=hardware.snic_bytes_per_s, cnic_bytes_per_s=hardware.cnic_bytes_per_s,
+        engines=hardware.gpus, snic_bytes_per_s=hardware.snic_efficiency * hardware.snic_bytes_per_s,
+        snic_efficiency=hardware.snic_efficiency, cnic_bytes_per_s=hardware.cnic_bytes_per_s,
         dram_bytes_per_s=hardware.dram_bytes_per_s, buffer_bytes=hardware.buffer_bytes(model.name),
         message_ns=hardware.message_ns, submit_ns=hardware.submit_ns, reply_ns=hardware.reply_ns,
     )  # fmt: skip
