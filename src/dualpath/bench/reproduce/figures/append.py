@@ -22,8 +22,8 @@ SCALED = ("append", "gen")
 _NAMES = {"append": "append", "gen": "generation"}
 
 
-def _factors(quick: bool) -> tuple[float, ...]:
-    return (1.0, 3.0) if quick else (1.0, 1.5, 2.0, 2.5, 3.0)
+def _factors(scaled: str, reading: Reading, quick: bool) -> tuple[float, ...]:
+    return (1.0, 3.0) if quick or reading or scaled == "gen" else (1.0, 2.0, 3.0)
 
 
 def _run(system: System, scaled: str, factor: float, reading: Reading, quick: bool) -> Scenario:
@@ -36,7 +36,7 @@ def _scenarios(results: Results, quick: bool) -> list[Scenario]:
         _run(system, scaled, factor, reading, quick)
         for scaled in SCALED
         for reading in readings(quick)
-        for factor in _factors(quick)
+        for factor in _factors(scaled, reading, quick)
         for system in COMPARED
     ]
 
@@ -47,7 +47,7 @@ def _numbers(quick: bool) -> list[Number]:
         name = READING_NAMES[reading]
         pairs = [
             (_run(BASIC, "append", factor, reading, quick), _run(DUALPATH, "append", factor, reading, quick))
-            for factor in _factors(quick)
+            for factor in _factors("append", reading, quick)
         ]
         why = "Over all factors of the append; which factor has which gain is not given."
         numbers += [
@@ -57,7 +57,10 @@ def _numbers(quick: bool) -> list[Number]:
                    of_gains(max, pairs), why),
         ]  # fmt: skip
     return numbers + [
-        _point(s, factor, reading, quick) for s in SCALED for reading in readings(quick) for factor in _factors(quick)
+        _point(scaled, factor, reading, quick)
+        for scaled in SCALED
+        for reading in readings(quick)
+        for factor in _factors(scaled, reading, quick)
     ]
 
 
@@ -74,7 +77,7 @@ def _plots(results: Results, quick: bool) -> list[Plot]:
         def jct_s(factor: float) -> float:
             return results[_run(system, scaled, factor, reading, quick)].jct_s
 
-        return Curve(system.name, points(_factors(quick), jct_s), system.colour)
+        return Curve(system.name, points(_factors(scaled, reading, quick), jct_s), system.colour)
 
     return [
         Plot(

@@ -11,6 +11,7 @@ from dualpath.bench.reproduce.systems import (
     ORACLE,
     READING_NAMES,
     SETTINGS,
+    V32,
     Reading,
     Setting,
     System,
@@ -19,6 +20,7 @@ from dualpath.bench.reproduce.systems import (
 from dualpath.sim.scenario import Scenario
 
 AGENTS = 1024
+FEWER_AGENTS = 512  # on the two and three nodes of the smaller models
 RETAIN_BYTES = 500e9  # of each decode node
 POLICIES = (
     System("split", "fourth", "split"),
@@ -30,7 +32,8 @@ _WHY = "The paper has no such policy. 0: as long as the paper's policy; 100: as 
 
 
 def _run(system: System, setting: Setting, reading: Reading, quick: bool) -> Scenario:
-    return scenario(system, setting, f"paper-64k{reading}", agents_of(AGENTS, quick), **first_turns(quick))
+    agents = agents_of(AGENTS if setting is V32 else FEWER_AGENTS, quick)
+    return scenario(system, setting, f"paper-64k{reading}", agents, **first_turns(quick))
 
 
 def _scenarios(results: Results, quick: bool) -> list[Scenario]:
@@ -69,7 +72,7 @@ def _plots(results: Results, quick: bool) -> list[Plot]:
 
     return [
         Plot(
-            title=f"64K, {agents_of(AGENTS, quick)} agents, {READING_NAMES[reading]}", x_label="model and nodes",
+            title=f"64K, {READING_NAMES[reading]}", x_label="model and nodes",
             y_label="JCT over Basic's",
             categories=tuple(f"{setting.name} {setting.topology}" for setting in SETTINGS),
             curves=[curve(system, reading) for system in (DUALPATH, *POLICIES, ORACLE)],
@@ -80,6 +83,7 @@ def _plots(results: Results, quick: bool) -> list[Plot]:
 
 BEYOND = Figure(
     name="beyond", title="Beyond the paper",
-    setting="The three settings at MaxLen 64K with 1024 agents, offline: policies that the paper names as open.",
+    setting="The three settings at MaxLen 64K, offline, with 1024 agents on 660B and 512 on the others: policies that "
+    "the paper names as open.",
     scenarios=_scenarios, numbers=_numbers, plots=_plots,
 )  # fmt: skip

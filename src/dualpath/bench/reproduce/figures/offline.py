@@ -41,8 +41,12 @@ def _readings(max_len: int) -> tuple[Reading, ...]:
     return READINGS if max_len == 64 else READINGS[:1]
 
 
-def _agents(quick: bool) -> tuple[int, ...]:
-    return (128, 512) if quick else (256, 512, 1024, 2048)
+def _agents(setting: Setting, max_len: int, reading: Reading, quick: bool) -> tuple[int, ...]:
+    """On the two and three nodes of the smaller models half as many; a whole curve of the main set only."""
+    if quick:
+        return (128, 512)
+    most = 2048 if setting is V32 else 1024
+    return (most // 8, most // 2, most) if max_len == 64 and not reading else (most // 2,)
 
 
 def _run(system: System, setting: Setting, max_len: int, reading: Reading, agents: int, quick: bool) -> Scenario:
@@ -53,7 +57,7 @@ def _cells(quick: bool, setting: Setting | None = None) -> Iterator[tuple[Settin
     for place in (setting,) if setting else SETTINGS:
         for max_len in _max_lens(quick):
             for reading in _readings(max_len):
-                for agents in _agents(quick):
+                for agents in _agents(place, max_len, reading, quick):
                     yield place, max_len, reading, agents
 
 
@@ -102,7 +106,8 @@ def _plot(results: Results, setting: Setting, max_len: int, quick: bool) -> Plot
             return results[_run(system, setting, max_len, reading, int(agents), quick)].jct_s
 
         name = f"{system.name}, {READING_NAMES[reading]}"
-        return Curve(name, points(_agents(quick), jct_s), system.colour, dashed=reading == "-append")
+        agents = _agents(setting, max_len, reading, quick)
+        return Curve(name, points(agents, jct_s), system.colour, dashed=reading == "-append")
 
     return Plot(
         title=f"{setting.name} {setting.topology}, MaxLen {max_len}K", x_label="agents", y_label="JCT (s)", log_x=True,

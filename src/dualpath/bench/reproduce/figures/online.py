@@ -11,7 +11,6 @@ from dualpath.bench.reproduce.search import Found, highest_load
 from dualpath.bench.reproduce.size import readings
 from dualpath.bench.reproduce.systems import (
     BASIC,
-    COMPARED,
     DUALPATH,
     READING_NAMES,
     SMALL,
@@ -25,6 +24,7 @@ from dualpath.sim.scenario import Scenario
 TTFT_S = 4.0
 TPOT_S = 0.05
 SETTINGS = (SMALL, V32)
+_SYSTEMS = (BASIC, DUALPATH)
 _START = {V32.name: 0.3, SMALL.name: 0.3}  # agents a second, where the search begins
 _QUICK_START = 1.0  # first turns are served sooner
 _PAPER_APS = {(V32.name, BASIC.name): 0.20, (V32.name, DUALPATH.name): 0.45}
@@ -40,7 +40,7 @@ def _good(outcome: Outcome) -> bool:
 def _search(results: Results, system: System, setting: Setting, reading: Reading, quick: bool) -> Found:
     return highest_load(
         results, lambda aps: online(system, setting, reading, aps, quick), _good,
-        _QUICK_START if quick else _START[setting.name], 0.5 if quick else 0.04,
+        _QUICK_START if quick else _START[setting.name], 0.5 if quick else 0.06,
     )  # fmt: skip
 
 
@@ -48,14 +48,8 @@ def _capacity(system: System, setting: Setting, reading: Reading, quick: bool) -
     return lambda results: known(_search(results, system, setting, reading, quick).highest, "end of the search")
 
 
-def _systems(quick: bool) -> tuple[System, ...]:
-    return (BASIC, DUALPATH) if quick else COMPARED
-
-
 def _cells(quick: bool) -> list[tuple[System, Setting, Reading]]:
-    return [
-        (system, setting, reading) for setting in SETTINGS for reading in readings(quick) for system in _systems(quick)
-    ]
+    return [(system, setting, reading) for setting in SETTINGS for reading in readings(quick) for system in _SYSTEMS]
 
 
 def _scenarios(results: Results, quick: bool) -> list[Scenario]:
@@ -105,7 +99,7 @@ def _capacities(setting: Setting, reading: Reading, quick: bool) -> list[Number]
     each = [
         Number(f"{start} capacity of {system.name} (agents/s)", _PAPER_APS.get((setting.name, system.name)),
                _capacity(system, setting, reading, quick), _LEVEL)
-        for system in _systems(quick)
+        for system in _SYSTEMS
     ]  # fmt: skip
     gain = Number(f"{start} capacity gain over Basic (x)", _PAPER_GAIN[setting.name],
                   _gain(setting, reading, quick), _LEVEL)  # fmt: skip
@@ -135,7 +129,7 @@ def _plots(results: Results, quick: bool) -> list[Plot]:
         Plot(
             title=f"{setting.name} {setting.topology}, {READING_NAMES[reading]}", x_label="agents a second",
             y_label=label, bounds=bounds, y_most=2.5 * bounds[0].y if bounds else None,
-            curves=[_curve(results, system, setting, reading, quick, name) for system in _systems(quick)]
+            curves=[_curve(results, system, setting, reading, quick, name) for system in _SYSTEMS]
             + _paper(setting, name),
         )
         for setting in SETTINGS
