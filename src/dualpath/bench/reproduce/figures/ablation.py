@@ -58,7 +58,7 @@ def _step(step: System, reading: Reading, quick: bool) -> list[Number]:
     both = Number(
         f"{name}: JCT against Basic (%)", PAPER_PERCENT[step.name],
         change_percent(list(pairs.values())),
-        f"{_WHY[step.name]} The paper names one number for 1024 and 2048 agents; ours is the mean over those simulated.",
+        f"{_WHY[step.name]} The paper names one number for 1024 and 2048 agents; ours is the mean of those simulated.",
     )  # fmt: skip
     each = [
         Number(f"{name}, {agents} agents: JCT against Basic (%)", None,
