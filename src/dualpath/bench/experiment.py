@@ -51,15 +51,15 @@ def _check_workload(name: str) -> None:
 
 
 def check_output(file: Path) -> None:
-    """Make the folder of the results and try to write there; ConfigError when that cannot be."""
+    """Make the folder of a result's file and try to write there; ConfigError when that cannot be."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.is_dir():
-            raise ConfigError(f"--json {file} is a folder; name a file")
+            raise ConfigError(f"{file} is a folder; name a file")
         with tempfile.TemporaryFile(dir=file.parent):
             pass
     except OSError as error:
-        raise ConfigError(f"cannot write --json {file}: {error.strerror}") from None
+        raise ConfigError(f"cannot write {file}: {error.strerror}") from None
 
 
 def cluster_config(config: Config, policy: str) -> Config:
