@@ -20,12 +20,11 @@ from dualpath.core.config import Config
 from dualpath.core.errors import ProtocolError
 from dualpath.core.ids import EngineId, NodeId, RequestId, node_of
 from dualpath.core.model import ModelSpec
-from dualpath.core.report import ClusterReport, EngineStats, NodeStats, Role
+from dualpath.core.report import ClusterReport
 from dualpath.core.request import Done
 from dualpath.protocol import events as ev
 from dualpath.protocol.machine import ClusterMachine, Hit, Settings
-from dualpath.protocol.membership import Engine
-from dualpath.scheduler import outbox
+from dualpath.scheduler import members_report, outbox
 from dualpath.scheduler.event_log import EventLog, RecordedMachine
 from dualpath.scheduler.index import Held, PrefixIndex
 from dualpath.scheduler.requests import LiveRequest
@@ -423,28 +422,12 @@ class Scheduler:
 
     def report(self) -> ClusterReport:
         """The cluster's state now."""
-        machine, missing = self._machine, self._missing()
-        nodes = [self._node_stats(node) for node in machine.members.nodes]
-        engines = [self._engine_stats(e, r) for r in Role for e in machine.members.engines(r)]
+        machine, members = self._machine, self._machine.members
+        missing = members_report.missing(self._expected, members)
         return ClusterReport(
-            ready=not missing, missing=missing, nodes=nodes, engines=engines, waiting_requests=len(machine.waiting),
+            ready=not missing, missing=missing, nodes=members_report.nodes(members, self._roster),
+            engines=members_report.engines(members, self._roster), waiting_requests=len(machine.waiting),
             running_requests=len(self._requests) - len(machine.waiting), finished_requests=self._finished,
             failed_requests=self._failed, decisions=dict(machine.decisions), recomputes=dict(machine.recomputes),
             index_blocks=len(self._index), pending_writes=self._index.pending, any_read_ns=machine.any_read_ns,
         )  # fmt: skip
-
-    def _node_stats(self, node: NodeId) -> NodeStats:
-        member = self._machine.members.nodes[node]
-        stats = self._roster.node_stats(node) or NodeStats(node, member.role)
-        stats.arena_slots, stats.arena_slots_used = member.ledger.slots, member.ledger.used
-        return stats
-
-    def _engine_stats(self, engine: Engine, role: Role) -> EngineStats:
-        stats = self._roster.engine_stats(engine.engine) or EngineStats(engine.engine, role)
-        stats.requests, stats.tokens = engine.requests, engine.tokens
-        return stats
-
-    def _missing(self) -> list[str]:
-        members = self._machine.members
-        nodes = [f"node {n}" for n in self._expected.nodes if n not in members.nodes]
-        return nodes + [f"engine {e}" for e in self._expected.engines if members.engine(e) is None]
