@@ -23,10 +23,10 @@ AGENTS = (1024, 2048)
 STEPS = (BASIC, LAYERWISE, TWO_PATHS, DUALPATH)
 PAPER_PERCENT = {LAYERWISE.name: -17.21, TWO_PATHS.name: -38.19, DUALPATH.name: -45.62}
 _WHY = {
-    LAYERWISE.name: "It helps where a prefill engine's memory binds before its node's storage NIC does; how much "
-    "memory the paper's Basic has left is not published.",
-    TWO_PATHS.name: "Prefill engines and the reading side in turn, whole hits; the gain ends where computation binds.",
-    DUALPATH.name: "Scheduling gains what round robin leaves uneven: with strict turns over many like agents, little.",
+    LAYERWISE.name: "Memory does not bind our Basic: reads for later requests go on while a batch is computed, and the "
+    "storage NICs are always busy. The paper's Basic seems to leave them idle meanwhile; why, it does not say.",
+    TWO_PATHS.name: "Prefill engines and the reading side in turn, whole hits. Decode engines bind then, not NICs.",
+    DUALPATH.name: "With strict turns over many like agents little is left uneven that scheduling could gain.",
 }
 _SHOWN = {DUALPATH.name: "+ scheduling (DualPath)"}
 
