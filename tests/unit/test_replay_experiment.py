@@ -45,7 +45,7 @@ def spec(tmp_path: Path) -> ModelSpec:
         (["paper-64k", "--read-policy", "split,split"], "--pairs runs the list several times"),
         (["paper-64k", "--aps", "0"], "--aps 0"),
         (["paper-64k", "--snic", "fast"], "storage.snic: cannot read 'fast'"),
-        (["paper-64k", "--json", "/proc/none/out.json"], "cannot write --json"),
+        (["paper-64k", "--json", "/proc/none/out.json"], "cannot write /proc/none/out.json"),
         (["paper-64k", "--json", "/"], "is a folder"),
         (["{folder}/words.txt", "--model", "tiny"], "is not JSON lines"),
     ],
