@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dualpath.bench.reproduce.axis import linear_axis
@@ -51,6 +51,8 @@ def test_a_search_without_any_good_load_gives_up() -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))
+@example([5e-324])
+@example([0.0, 5e-324])
 @settings(max_examples=60, deadline=None)
 def test_all_values_lie_on_the_axis(values: list[float]) -> None:
     axis = linear_axis(values, 300, 20)

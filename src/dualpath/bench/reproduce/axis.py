@@ -29,7 +29,7 @@ def linear_axis(values: Sequence[float], start: float, end: float, low: float | 
     least = min(values) if low is None else low
     most = max([*values, least])
     if most - least <= 1e-9 * max(abs(least), abs(most), 1e-9):
-        most = least + (abs(least) or 1.0)
+        most = least + (abs(least) if abs(least) > 1e-9 else 1.0)
     step = _step(most - least)
     first, last = math.floor(least / step + 1e-9), math.ceil(most / step - 1e-9)
     ticks = tuple(i * step for i in range(first, last + 1))
