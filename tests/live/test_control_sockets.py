@@ -13,7 +13,8 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from dualpath.control import sockets
+from dualpath.control import outlet, sockets
+from dualpath.control.outlet import Outlet
 from dualpath.control.sockets import Door, connect, connect_watched, reconnections
 from dualpath.core import wire
 from dualpath.core.config_file import load_config
@@ -23,8 +24,6 @@ from dualpath.core.layout import BlockLayout
 from dualpath.core.model import ModelSpec
 from dualpath.core.report import Role
 from dualpath.core.request import Tokens
-from dualpath.engine import outlet
-from dualpath.engine.outlet import TokenOutlet
 from dualpath.gateway.main import tokens_endpoint
 from dualpath.scheduler import server
 from dualpath.scheduler.index import PrefixIndex
@@ -34,7 +33,7 @@ KEY, OTHER = b"k" * 32, b"o" * 32
 ANY_PORT = "tcp://127.0.0.1:*"
 LAYOUT = BlockLayout(model="m", n_layers=2, block_tokens=4, token_bytes=8, dtype="float32")
 SPEC = ModelSpec("m", "", LAYOUT, 1, 1, 1, 256, 1000, ())
-NODE_HELLO = wire.NodeHello(wire.PROTOCOL_VERSION, NodeId("p0"), Role.PREFILL, LAYOUT, "tcp:x", 32, 4, 1e6)
+NODE_HELLO = wire.NodeHello(wire.PROTOCOL_VERSION, NodeId("p0"), Role.PREFILL, SPEC, "tcp:x", 32, 4, 1e6)
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -303,14 +302,14 @@ def test_engines_send_tokens_over_tcp_and_outlive_wrong_gateways(monkeypatch: py
     monkeypatch.setattr(outlet, "_GATEWAYS", 3)
 
     async def test() -> None:
-        sender = TokenOutlet(KEY)
+        sender = Outlet(KEY)
         async with door(KEY) as (inner, bound):
-            sender.send(bound, RequestId("r"), 0, 5, 1.0)
+            sender.send(bound, Tokens(RequestId("r"), 0, [5], [1.0]))
             assert (await tokens_of(inner)).ids == [5]
             for wrong in ("nonsense", "tcp://nonsense", *(f"tcp://127.0.0.1:{port}" for port in range(1, 9))):
-                sender.send(wrong, RequestId("x"), 0, 6, 1.0)
+                sender.send(wrong, Tokens(RequestId("x"), 0, [6], [1.0]))
             assert len(sender._sockets) == 3
-            sender.send(bound, RequestId("r"), 1, 7, 1.0)
+            sender.send(bound, Tokens(RequestId("r"), 1, [7], [1.0]))
             assert (await tokens_of(inner)).ids == [7]
         sender.close()
 

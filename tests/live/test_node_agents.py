@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from dualpath.core import wire
+from dualpath.core import engine_wire, wire
 from dualpath.core.config_file import load_config
 from dualpath.core.errors import ConfigError, ServiceError
 from dualpath.core.ids import EngineId, NodeId, RequestId
@@ -21,7 +22,7 @@ from dualpath.core.model import ModelSpec
 from dualpath.core.report import NodeStats, Role
 from dualpath.core.request import FinishReason, Sampling
 from dualpath.node.agent import Agent
-from dualpath.node.client import AgentClient, BatchAborted
+from dualpath.node.client import AgentClient, BatchAborted, SharedLayers
 from dualpath.store.base import Store
 from dualpath.store.faulty import FaultyStore
 from dualpath.store.memory import MemoryStore
@@ -61,12 +62,18 @@ class FakeEngine(threading.Thread):
         self.faults: list[str] = []
         self.left = threading.Event()
         self.client: AgentClient
+        self.shared: SharedLayers
 
-    def hello(self) -> wire.EngineHello:
-        return wire.EngineHello(wire.PROTOCOL_VERSION, self.engine, self.role, self.layout, self.kv_tokens, 100.0)
+    def hello(self) -> engine_wire.EngineHello:
+        spec = msgspec.structs.replace(SPEC, layout=self.layout)
+        window = self.kv_tokens if self.role is Role.PREFILL else 0
+        return engine_wire.EngineHello(
+            wire.PROTOCOL_VERSION, self.engine, self.role, spec, self.kv_tokens, window, 100.0
+        )
 
     def run(self) -> None:
         self.client = AgentClient(self.path, self.hello())
+        self.shared = SharedLayers(self.path, self.engine)
         try:
             while not self.left.is_set():
                 for message in self.client.receive(0.02):
@@ -77,10 +84,11 @@ class FakeEngine(threading.Thread):
             self.faults.append(repr(error))
         finally:
             self.client.close()
+            self.shared.close()
 
     def on(self, message: Any) -> None:
-        if isinstance(message, wire.DropGrant):
-            self.client.send(wire.GrantDropped(message.grant))
+        if isinstance(message, engine_wire.DropGrant):
+            self.client.send(engine_wire.GrantDropped(message.grant))
 
 
 class FakeDecode(FakeEngine):
@@ -93,7 +101,7 @@ class FakeDecode(FakeEngine):
             self.decode(message)
 
     def slot(self, slot: int) -> memoryview:
-        return self.client.arena.view[slot * SIZE : (slot + 1) * SIZE]
+        return self.shared.arena.view[slot * SIZE : (slot + 1) * SIZE]
 
     def decode(self, start: wire.StartDecode) -> None:
         prompt = unpack_tokens(start.tokens)
@@ -108,7 +116,7 @@ class FakeDecode(FakeEngine):
         for block in range(len(prompt) // B, (len(tokens) - 1) // B):
             self.slot(start.slots[block])[:] = block_kv(tokens, block)
             parent = keys[block - 1] if block else b""
-            self.client.send(wire.BlockFilled(start.grant, start.slots[block], keys[block], parent))
+            self.client.send(engine_wire.BlockFilled(start.grant, start.slots[block], keys[block], parent))
         self.client.send(wire.DecodeFinished(start.grant, FinishReason.LENGTH, start.max_tokens))
 
 
@@ -135,7 +143,7 @@ class FakePrefill(FakeEngine):
                 self.prefill(message)
             except BatchAborted:
                 self.aborted += 1
-                self.client.control.set_computed(self.next_layer)
+                self.shared.control.set_computed(self.next_layer)
 
     def prefill(self, start: wire.StartPrefill) -> None:
         tokens, done = unpack_tokens(start.tokens), start.cached_tokens
@@ -143,25 +151,23 @@ class FakePrefill(FakeEngine):
             new = min(len(tokens) - done, self.chunk_blocks * B)
             self.batch(start.grant, tokens, done, new)
             done += new
-        while self.client.control.pushed < self.next_layer:
-            self.client.receive(0.01)
         self.client.send(wire.PrefillFinished(start.grant, 199, 0))
 
     def batch(self, grant: int, tokens: list[int], cached: int, new: int) -> None:
-        assert self.client.window
-        first, half = self.next_layer, self.client.window.size_bytes // 2
+        assert self.shared.window
+        first, half = self.next_layer, self.shared.window.size_bytes // 2
         self.next_layer += LAYOUT.n_layers
-        self.client.send(wire.StreamBatch(first, [wire.StreamItem(grant, cached // B, new)]))
+        self.client.send(engine_wire.StreamBatch(first, [engine_wire.StreamItem(grant, 0, cached // B, cached, new)]))
         for layer in range(LAYOUT.n_layers):
             if layer == self.die_in_layer:
                 raise RuntimeError("dies")
-            self.client.wait_filled(first + layer, first)
+            self.shared.wait_filled(first + layer, first)
             self.hold.wait(10)
-            window = self.client.window.view[(first + layer) % 2 * half :]
+            window = self.shared.window.view[(first + layer) % 2 * half :]
             if window[: cached * TOKEN] != layer_kv(tokens, 0, cached, layer):
                 self.faults.append(f"wrong cached KV in layer {layer} of {cached} + {new}")
             window[cached * TOKEN : (cached + new) * TOKEN] = layer_kv(tokens, cached, cached + new, layer)
-            self.client.control.set_computed(first + layer + 1)
+            self.shared.control.set_computed(first + layer + 1)
 
 
 class Node:
@@ -287,7 +293,11 @@ class Cluster:
 async def cluster(folder: Path, transport: str = "shm", store: Store | None = None) -> AsyncIterator[Cluster]:
     store = store or MemoryStore(LAYOUT)
     limits = {"transfer_deadline_s": 3.0, "read_deadline_s": 3.0}
-    overrides = {"storage": {"arena": str(48 * SIZE), "write_share": 0.25}, "network": {"run_dir": str(folder)}}
+    overrides: dict[str, dict[str, object]] = {
+        "storage": {"arena": str(48 * SIZE), "write_share": 0.25},
+        "network": {"run_dir": str(folder)},
+        "cluster": {"engines_per_node": 2},
+    }
     config = load_config(None, {**overrides, "limits": limits})
     nodes, tasks, transports = [], [], []
     for name, role in (("p0", Role.PREFILL), ("d0", Role.DECODE), ("p1", Role.PREFILL)):
@@ -722,13 +732,13 @@ def test_engines_that_do_not_fit_are_refused_in_plain_words(tmp_path: Path) -> N
             other = BlockLayout(model="other", n_layers=3, block_tokens=B, token_bytes=16, dtype="float32")
             cases = [
                 (FakeDecode(c.path("p0"), "p0/1"), "this is a prefill node"),
-                (FakePrefill(c.path("p0"), "p1/0"), "no engine of node p0"),
+                (FakePrefill(c.path("p0"), "p1/0"), "no engine of this node"),
                 (FakePrefill(c.path("p0"), "p0/1", other), "same model"),
             ]
             for engine, words in cases:
                 with pytest.raises(ConfigError, match=words):
                     await asyncio.to_thread(AgentClient, engine.path, engine.hello())
-            huge = wire.EngineHello(wire.PROTOCOL_VERSION, EngineId("p0/1"), Role.PREFILL, LAYOUT, 1 << 50, 1.0)
+            huge = engine_wire.EngineHello(wire.PROTOCOL_VERSION, EngineId("p0/1"), Role.PREFILL, SPEC, 9, 1 << 50, 1.0)
             with pytest.raises(ConfigError, match="shared memory"):
                 await asyncio.to_thread(AgentClient, c.path("p0"), huge)
 
@@ -751,7 +761,7 @@ def test_engines_come_and_go_without_leaving_descriptors(tmp_path: Path) -> None
 def test_an_engine_that_breaks_the_protocol_is_cut_off_alone(tmp_path: Path) -> None:
     async def test() -> None:
         async with cluster(tmp_path) as c:
-            c.p.engine.client.send(wire.StreamBatch(0, [wire.StreamItem(999, 0, 1)]))
+            c.p.engine.client.send(engine_wire.StreamBatch(0, [engine_wire.StreamItem(999, 0, 0, 0, 1)]))
             await c.p.wait(wire.EngineLost)
             await asyncio.to_thread(c.p.engine.join, 5)
             await c.attach(c.p, FakePrefill(c.path("p0"), "p0/0"))
@@ -768,7 +778,7 @@ def test_the_engines_kv_memory_does_not_grow_with_the_layers(tmp_path: Path, lay
     async def test() -> None:
         layout = BlockLayout(model="m", n_layers=layers, block_tokens=B, token_bytes=16, dtype="float32")
         end, arena = open_transport("shm"), Arena(layout, 2 * layout.block_bytes)
-        stream = LayerStream("p0/0", layout, 64, arena, end, NicPair(None))
+        stream = LayerStream("p0/0", layout, 64, 1, arena, end, NicPair(None))
         assert stream.window.size_bytes == 2 * 64 * 16, "two layers of 64 tokens, however many layers there are"
         stream.close()
         arena.close()

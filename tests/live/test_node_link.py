@@ -32,7 +32,7 @@ class FakeAgent:
         self.resetting.set()
 
     def hello(self, address: str) -> wire.NodeHello:
-        return wire.NodeHello(1, NodeId("p0"), Role.PREFILL, LAYOUT, address, 8, 1, 1.0)
+        return wire.NodeHello(1, NodeId("p0"), Role.PREFILL, SPEC, address, 8, 1, 1.0)
 
     def report(self) -> wire.NodeReport:
         return wire.NodeReport(NodeStats(NodeId("p0"), Role.PREFILL), [], 0)

@@ -65,7 +65,7 @@ class Peer:
         return (await self.next(wire.Report)).report
 
     async def join(self, node: str, role: Role) -> None:
-        await self.say(wire.NodeHello(wire.PROTOCOL_VERSION, NodeId(node), role, LAYOUT, f"shm:{node}", 32, 4, 1e6))
+        await self.say(wire.NodeHello(wire.PROTOCOL_VERSION, NodeId(node), role, SPEC, f"shm:{node}", 32, 4, 1e6))
         await self.next(wire.NodeAccepted)
         await self.say(wire.EngineJoined(EngineId(f"{node}/0"), 64, 1000.0))
 

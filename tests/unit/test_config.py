@@ -189,9 +189,9 @@ def other_value(default: object) -> object:
             return 4096
         case int() | float():
             return default * 2 if default else 1
-        case "auto" | "info" | "keep" | "software" | "split" | "least-tokens-short-queue":
+        case "auto" | "info" | "keep" | "software" | "split" | "least-tokens-short-queue" | "reference":
             others = {"auto": "tcp", "info": "debug", "keep": "drop", "software": "network", "split": "shorter-queue"}
-            return others.get(str(default), "round-robin")
+            return {**others, "reference": "vllm"}.get(str(default), "round-robin")
         case _:
             return "2P2D" if default == "1P1D" else "ipc:///x" if default == "" else "64MB"
 

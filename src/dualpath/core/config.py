@@ -50,6 +50,21 @@ class Model(Section, frozen=True):
     device: Annotated[str, _value("Where engines compute, in torch's words: cpu, cuda.")] = "cpu"
 
 
+class Engine(Section, frozen=True):
+    """What computes."""
+
+    kind: Annotated[
+        Literal["reference", "vllm"],
+        _value("What computes: our own reference engine, or vLLM servers with our connector.", flag="engine"),
+    ] = "reference"
+    python: Annotated[
+        str, _value("Python of the environment with vLLM and dualpath; empty: this one.", flag="vllm-python")
+    ] = ""
+    arguments: Annotated[
+        str, _value("More arguments for every vLLM server, as on its command line.", flag="vllm-args")
+    ] = ""
+
+
 class Storage(Section, frozen=True):
     """External storage, the nodes' NICs and DRAM buffers."""
 
@@ -168,6 +183,7 @@ class Config(msgspec.Struct, frozen=True):
 
     cluster: Cluster = msgspec.field(default_factory=Cluster)
     model: Model = msgspec.field(default_factory=Model)
+    engine: Engine = msgspec.field(default_factory=Engine)
     storage: Storage = msgspec.field(default_factory=Storage)
     scheduling: Scheduling = msgspec.field(default_factory=Scheduling)
     network: Network = msgspec.field(default_factory=Network)

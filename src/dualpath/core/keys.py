@@ -25,6 +25,22 @@ def unpack_tokens(packed: bytes) -> list[int]:
     return np.frombuffer(packed, dtype="<u4").tolist()
 
 
+def fill_placeholders(tokens: Sequence[int], fillings: Sequence[tuple[int, int, str]]) -> Sequence[int]:
+    """`tokens` for hashing: placeholders of images and their kin differ by what fills them.
+
+    Fillings are (first token, tokens, hash of the content).
+    """
+    if not fillings:
+        return tokens
+    filled = list(tokens)
+    for start, length, name in fillings:
+        stop = min(start + length, len(filled))
+        for at in range(start, stop):
+            seed = f"{name}:{at - start}".encode()
+            filled[at] = int.from_bytes(hashlib.blake2b(seed, digest_size=4, person=b"dualpath-filled").digest())
+    return filled
+
+
 def root_key(layout: BlockLayout, *, salt: bytes = b"", adapter: str = "") -> BlockKey:
     """The parent of every first block: separates models, layouts, tenants and adapters."""
     seed = hashlib.blake2b(digest_size=KEY_BYTES, person=b"dualpath-root")

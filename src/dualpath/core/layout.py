@@ -5,10 +5,12 @@ import hashlib
 import msgspec
 
 
-class BlockLayout(msgspec.Struct, frozen=True):
-    """A full block is `[n_layers, block_tokens, token_bytes]`; a layer block is one `[block_tokens, token_bytes]`.
+class BlockLayout(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A full block is `n_layers` layer blocks of `block_tokens * token_bytes`.
 
-    For the reference engine the bytes of a token in a layer are `[2 (K, V), kv_heads, head_dim]` in `dtype`.
+    With an empty `memory` a layer block is `[block_tokens, token_bytes]`, and the bytes of a token in a layer are
+    `[2 (K, V), kv_heads, head_dim]` in `dtype` (the reference engine). Otherwise it is opaque: the engine named how its
+    bytes lie, and nobody else may cut a layer block.
     """
 
     model: str  # fingerprint of the weights: hex, or the operator's version string
@@ -16,6 +18,7 @@ class BlockLayout(msgspec.Struct, frozen=True):
     block_tokens: int
     token_bytes: int  # K and V of one token in one layer
     dtype: str  # "float32"; part of the fingerprint
+    memory: str = ""  # how an opaque layer block lies in the engine's memory, tensor parallelism included
 
     @property
     def layer_block_bytes(self) -> int:

@@ -5,6 +5,7 @@ import enum
 import msgspec
 
 from dualpath.core.ids import RequestId
+from dualpath.core.report import Role
 
 
 class Sampling(msgspec.Struct, frozen=True):
@@ -77,6 +78,16 @@ class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
     index: int
     ids: list[int]
     gaps: list[float]
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """An engine that computes what comes by HTTP waits for the request's prompt under this grant."""
+
+    request: RequestId
+    grant: int
+    role: Role
+    url: str
+    cached_tokens: int = 0  # prefill: of the prompt, from storage or another arena
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):

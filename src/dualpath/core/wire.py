@@ -11,12 +11,11 @@ import msgspec
 
 from dualpath.core.errors import ProtocolError
 from dualpath.core.ids import EngineId, NodeId, RequestId
-from dualpath.core.layout import BlockLayout
 from dualpath.core.model import ModelSpec
 from dualpath.core.report import ClusterReport, EngineStats, NodeStats, Role
-from dualpath.core.request import Done, FinishReason, Sampling, Submission, Tokens
+from dualpath.core.request import Done, FinishReason, Ready, Sampling, Submission, Tokens
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_MESSAGE_BYTES = 64 << 20
 
 
@@ -39,6 +38,7 @@ class Welcome(Message, frozen=True):
     incarnation: str
     spec: ModelSpec
     max_request_tokens: int
+    urls: list[str] = []  # of decode engines that take requests by HTTP
 
 
 class Submit(Message, frozen=True):
@@ -81,7 +81,7 @@ class NodeHello(Message, frozen=True):
     version: int
     node: NodeId
     role: Role
-    layout: BlockLayout
+    spec: ModelSpec
     address: str
     slots: int
     write_slots: int  # the arena's share that is for write-back only
@@ -120,8 +120,9 @@ class EngineJoined(Message, frozen=True):
     """An engine attached to the node."""
 
     engine: EngineId
-    kv_tokens: int  # decode: KV memory; prefill: the window
+    kv_tokens: int  # what one request may have: decode of KV memory, prefill of the window
     process_tokens_per_s: float
+    url: str = ""
 
 
 class EngineLost(Message, frozen=True):
@@ -287,6 +288,7 @@ class StartPrefill(Message, frozen=True):
     max_tokens: int
     sampling: Sampling
     reply_to: str
+    own_tokens: int = 0  # of the cached ones, read by the prefill node
 
 
 class StartDecode(Message, frozen=True):
@@ -336,97 +338,17 @@ class DecodeFinished(Message, frozen=True):
     completion_tokens: int
 
 
-# agent <-> engine -----------------------------------------------------------------------------------------------
-
-
-class EngineHello(Message, frozen=True):
-    """An engine attaches to its node's agent."""
-
-    version: int
-    engine: EngineId
-    role: Role
-    layout: BlockLayout
-    kv_tokens: int
-    process_tokens_per_s: float
-
-
-class EngineAccepted(Message, frozen=True):
-    """Answer to EngineHello; with it come the fds of arena, and for prefill of window, control page and two bells."""
-
-    arena_bytes: int
-    window_bytes: int
-
-
-class EngineRefused(Message, frozen=True):
-    """The engine does not fit this agent; `message` names the mend."""
-
-    message: str
-
-
-class StreamItem(msgspec.Struct, frozen=True, array_like=True):
-    """One request's place in a prefill batch: so many whole cached blocks, then so many new tokens."""
-
-    grant: int
-    cached_blocks: int
-    new_tokens: int
-
-
-class StreamBatch(Message, frozen=True):
-    """Stream these requests' layers through the window: layer s of the batch has sequence `first_layer` + s."""
-
-    first_layer: int
-    items: list[StreamItem]
-
-
-class BatchFailed(Message, frozen=True):
-    """A transfer of the batch failed; the attempts in it are over."""
-
-    first_layer: int
-    cause: str
-
-
-class BlockFilled(Message, frozen=True):
-    """A decode engine copied a complete generated block into the grant's slot; an empty parent: it is the first."""
-
-    grant: int
-    slot: int
-    key: bytes
-    parent: bytes
-
-
-class DropGrant(Message, frozen=True):
-    """Agent to engine: forget this grant and answer GrantDropped once nothing of yours touches its slots."""
-
-    grant: int
-
-
-class GrantDropped(Message, frozen=True):
-    """Engine to agent: done."""
-
-    grant: int
-
-
-class EngineReport(Message, frozen=True):
-    """An engine's counters, about once a second."""
-
-    stats: EngineStats
-
-
 ToScheduler = (
     GatewayHello | Submit | Cancel | GetReport | NodeHello | NodeReport | EngineJoined | EngineLost | ReadsAdvanced
     | ReadsFinished | CopyFinished | FetchFinished | StepFailed | BlockHeld | BlockWritten | Released | PrefillStarted
     | PrefillFinished | DecodeStarted | DecodeFinished
 )  # fmt: skip
-ToGateway = Welcome | Refused | Report | Done | Tokens
+ToGateway = Welcome | Refused | Report | Done
+EngineToGateway = Tokens | Ready
 ToAgent = (
     NodeAccepted | NodeRefused | Rejoin | OpenPrefill | OpenDecode | OpenRelay | StartPull | StartFetch | Persist
     | Release | StartPrefill | StartDecode
 )  # fmt: skip
-EngineToAgent = (
-    EngineHello | StreamBatch | BlockFilled | GrantDropped | EngineReport | PrefillStarted | PrefillFinished
-    | DecodeStarted | DecodeFinished | StepFailed
-)  # fmt: skip
-AgentToEngine = EngineAccepted | EngineRefused | StartPrefill | StartDecode | DropGrant | BatchFailed
 
 
 def encode(message: Any) -> bytes:

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 
 import torch
 
-from dualpath.core import wire
+from dualpath.control.outlet import Outlet
+from dualpath.core import engine_wire, wire
 from dualpath.core.keys import BlockKey, child_key, pack_tokens, unpack_tokens
 from dualpath.core.report import EngineStats, Role
-from dualpath.core.request import FinishReason
+from dualpath.core.request import FinishReason, Tokens
 from dualpath.engine.attention import attend_one
 from dualpath.engine.generation import Ending, StopRule
 from dualpath.engine.model import PackedModel
-from dualpath.engine.outlet import TokenOutlet
 from dualpath.engine.sampling import sample_batch
-from dualpath.node.client import AgentClient
+from dualpath.node.client import AgentClient, SharedLayers
 
 REPORT_S = 0.5
 
@@ -45,13 +45,13 @@ class DecodeEngine:
     Its KV memory cannot overflow: the scheduler places a request only where its whole length still fits.
     """
 
-    def __init__(self, client: AgentClient, model: PackedModel, outlet: TokenOutlet) -> None:
+    def __init__(self, client: AgentClient, shared: SharedLayers, model: PackedModel, outlet: Outlet) -> None:
         self._client = client
         self._model = model
         self._layout = model.spec.layout
         layout, spec = self._layout, model.spec
         per_slot = (layout.n_layers, layout.block_tokens, 2, spec.kv_heads, spec.head_dim)
-        self._arena = torch.frombuffer(client.arena.view, dtype=torch.float32).view(-1, *per_slot)
+        self._arena = torch.frombuffer(shared.arena.view, dtype=torch.float32).view(-1, *per_slot)
         self._running: dict[int, _Running] = {}
         self._stops = StopRule(spec)
         self._outlet = outlet
@@ -71,9 +71,9 @@ class DecodeEngine:
         if isinstance(message, wire.StartDecode):
             self._running[message.grant] = self._join(message)
             self._client.send(wire.DecodeStarted(message.grant))
-        elif isinstance(message, wire.DropGrant):
+        elif isinstance(message, engine_wire.DropGrant):
             self._running.pop(message.grant, None)
-            self._client.send(wire.GrantDropped(message.grant))
+            self._client.send(engine_wire.GrantDropped(message.grant))
 
     def _join(self, start: wire.StartDecode) -> _Running:
         prompt = unpack_tokens(start.tokens)
@@ -120,7 +120,7 @@ class DecodeEngine:
         start = running.start
         running.tokens.append(token)
         self._persist(running)
-        self._outlet.send(start.reply_to, start.request, running.ending.count, token, gap)
+        self._outlet.send(start.reply_to, Tokens(start.request, running.ending.count, [token], [gap]))
         reason = running.ending.push(token)
         if reason is not None:
             self._finish(running, reason)
@@ -137,11 +137,11 @@ class DecodeEngine:
         first, slot = block * size, running.start.slots[block]
         self._arena[slot] = running.kv[:, first : first + size]
         key = child_key(running.parent, pack_tokens(running.tokens[first : first + size]))
-        self._client.send(wire.BlockFilled(running.start.grant, slot, key, running.parent if block else b""))
+        self._client.send(engine_wire.BlockFilled(running.start.grant, slot, key, running.parent if block else b""))
         running.parent, running.keyed_blocks = key, block + 1
 
     def _report(self) -> None:
         if time.monotonic() - self._reported_s >= REPORT_S:
             self._reported_s = time.monotonic()
             self._stats.kv_memory_bytes = sum(r.kv.nbytes for r in self._running.values())
-            self._client.send(wire.EngineReport(self._stats))
+            self._client.send(engine_wire.EngineReport(self._stats))

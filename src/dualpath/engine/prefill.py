@@ -6,22 +6,22 @@ computed; the agent moves layer l + 1 in and the new KV of layer l out meanwhile
 """
 
 import time
-from collections import deque
 from dataclasses import dataclass
 
 import torch
 
-from dualpath.core import wire
+from dualpath.control.outlet import Outlet
+from dualpath.core import engine_wire, wire
 from dualpath.core.ids import RequestId
 from dualpath.core.keys import unpack_tokens
 from dualpath.core.rate import RateMeter
 from dualpath.core.report import EngineStats, Role
+from dualpath.core.request import Tokens
 from dualpath.engine.attention import attend_one
 from dualpath.engine.generation import StopRule
 from dualpath.engine.model import PackedModel
-from dualpath.engine.outlet import TokenOutlet
 from dualpath.engine.sampling import sample_batch
-from dualpath.node.client import AgentClient, BatchAborted
+from dualpath.node.client import AgentClient, BatchAborted, SharedLayers
 from dualpath.node.stream import item_bytes
 from dualpath.policy.batch import AttentionTime, PrefillChunk, PrefillWork, fill_batch
 
@@ -37,30 +37,24 @@ class _Job:
     started: bool = False
 
 
-@dataclass(slots=True)
-class _Finish:
-    """A finished prefill that is reported once its last layer has arrived at the decode node."""
-
-    pushed: int
-    message: wire.PrefillFinished
-
-
 class PrefillEngine:
     """Runs in one thread; `run` returns only by an exception (ServiceError when the agent is gone)."""
 
     def __init__(
         self,
         client: AgentClient,
+        shared: SharedLayers,
         model: PackedModel,
-        outlet: TokenOutlet,
+        outlet: Outlet,
         attention: AttentionTime,
         rate: RateMeter,
         *,
         quota_ns: int,
         window_tokens: int,
     ) -> None:
-        assert client.window is not None
+        assert shared.window is not None
         self._client = client
+        self._shared = shared
         self._model = model
         self._attention = attention
         self._rate = rate
@@ -71,13 +65,12 @@ class PrefillEngine:
         self._layout = model.spec.layout
         self._window_tokens = self._layout.blocks_for(window_tokens) * self._layout.block_tokens
         shape = (2, self._window_tokens, 2, model.spec.kv_heads, model.spec.head_dim)
-        self._window = torch.frombuffer(client.window.view, dtype=torch.float32).view(shape)
+        self._window = torch.frombuffer(shared.window.view, dtype=torch.float32).view(shape)
         self._jobs: dict[int, _Job] = {}
-        self._finishes: deque[_Finish] = deque()
         self._stops = StopRule(model.spec)
         self._outlet = outlet
         self._next_layer = 0  # sequence number of the next batch's first layer
-        self._stats = EngineStats(client.engine, Role.PREFILL, kv_memory_bytes=client.window.size_bytes)
+        self._stats = EngineStats(client.engine, Role.PREFILL, kv_memory_bytes=shared.window.size_bytes)
         self._reported_s = 0.0
 
     def run(self) -> None:
@@ -89,17 +82,15 @@ class PrefillEngine:
                 start_ns = time.monotonic_ns()
                 self._step()
                 self._busy_ns += time.monotonic_ns() - start_ns
-            self._flush()
             self._report()
 
     def _on(self, message: object) -> None:
         if isinstance(message, wire.StartPrefill):
             tokens = unpack_tokens(message.tokens)
             self._jobs[message.grant] = _Job(message, tokens, message.cached_tokens)
-        elif isinstance(message, wire.DropGrant):
+        elif isinstance(message, engine_wire.DropGrant):
             self._jobs.pop(message.grant, None)
-            self._finishes = deque(f for f in self._finishes if f.message.grant != message.grant)
-            self._client.send(wire.GrantDropped(message.grant))
+            self._client.send(engine_wire.GrantDropped(message.grant))
 
     # one batch ---------------------------------------------------------------------------------------------------
 
@@ -112,7 +103,7 @@ class PrefillEngine:
         try:
             logits = self._forward(first, chunks, jobs)
         except BatchAborted:
-            self._client.control.set_computed(self._next_layer)
+            self._shared.control.set_computed(self._next_layer)
             for job in jobs:  # the agent has told the scheduler; their next attempts come under new grants
                 self._jobs.pop(job.start.grant, None)
             return
@@ -132,15 +123,16 @@ class PrefillEngine:
         )  # fmt: skip
 
     def _announce(self, chunks: list[PrefillChunk], jobs: list[_Job]) -> None:
-        items = [
-            wire.StreamItem(job.start.grant, chunk.cached_tokens // self._layout.block_tokens, chunk.new_tokens)
-            for chunk, job in zip(chunks, jobs, strict=True)
-        ]
-        self._client.send(wire.StreamBatch(self._next_layer, items))
+        items = [self._item(chunk, job.start.grant) for chunk, job in zip(chunks, jobs, strict=True)]
+        self._client.send(engine_wire.StreamBatch(self._next_layer, items))
         for job in jobs:
             if not job.started:
                 job.started = True
                 self._client.send(wire.PrefillStarted(job.start.grant))
+
+    def _item(self, chunk: PrefillChunk, grant: int) -> engine_wire.StreamItem:
+        cached_blocks = chunk.cached_tokens // self._layout.block_tokens
+        return engine_wire.StreamItem(grant, 0, cached_blocks, chunk.cached_tokens, chunk.new_tokens)
 
     def _forward(self, first: int, chunks: list[PrefillChunk], jobs: list[_Job]) -> torch.Tensor:
         """One pass; logits of the last new token of every chunk that ends its prompt."""
@@ -161,7 +153,7 @@ class PrefillEngine:
         ) -> torch.Tensor:
             nonlocal waited_ns
             s = first + layer
-            waited_ns += self._client.wait_filled(s, first)
+            waited_ns += self._shared.wait_filled(s, first)
             half = self._window[s % 2]
             out, row = [], 0
             for chunk, place in zip(chunks, places, strict=True):
@@ -171,8 +163,7 @@ class PrefillEngine:
                 kv[chunk.cached_tokens :, 1] = v[rows]
                 out.append(attend_one(q[rows], kv.to(q.device), scaling=scaling, window=window))
                 row = rows.stop
-            self._client.control.set_computed(s + 1)
-            self._flush()
+            self._shared.control.set_computed(s + 1)
             return torch.cat(out)
 
         logits = self._model.forward(tokens, positions, attend, logits_at)
@@ -186,7 +177,7 @@ class PrefillEngine:
         places, start = [], 0
         for chunk in chunks:
             places.append(start // self._layout.token_bytes)
-            start += item_bytes(self._layout, chunk.cached_tokens // self._layout.block_tokens, chunk.new_tokens)
+            start += item_bytes(self._layout, self._item(chunk, 0))
         return places
 
     def _complete(self, chunks: list[PrefillChunk], jobs: list[_Job], logits: torch.Tensor) -> None:
@@ -197,21 +188,13 @@ class PrefillEngine:
         for job, (token, gap) in zip(last, sampled, strict=True):
             start = job.start
             reason = self._stops.ending(start.sampling, start.max_tokens).push(token)
-            self._outlet.send(start.reply_to, start.request, 0, token, gap)
+            self._outlet.send(start.reply_to, Tokens(start.request, 0, [token], [gap]))
             self._stats.generated_tokens += 1
             self._prompt_tokens += len(job.tokens)
-            message = wire.PrefillFinished(start.grant, token, job.layer_wait_ns, reason)
-            self._finishes.append(_Finish(self._next_layer, message))
+            self._client.send(wire.PrefillFinished(start.grant, token, job.layer_wait_ns, reason))
             del self._jobs[start.grant]
 
     # reports -----------------------------------------------------------------------------------------------------
-
-    def _flush(self) -> None:
-        """Report what has arrived at the decode side meanwhile."""
-        while self._finishes and self._client.control.pushed >= self._finishes[0].pushed:
-            finish = self._finishes.popleft()
-            if self._client.control.failed != finish.pushed - self._layout.n_layers + 1:
-                self._client.send(finish.message)
 
     def _report(self) -> None:
         if time.monotonic() - self._reported_s >= REPORT_S:
@@ -220,4 +203,4 @@ class PrefillEngine:
             self._stats.process_tokens_per_s = self._rate.per_s
             self._compute_rate.update(self._stats.prompt_tokens, self._busy_ns)
             self._stats.compute_tokens_per_s = self._compute_rate.per_s
-            self._client.send(wire.EngineReport(self._stats))
+            self._client.send(engine_wire.EngineReport(self._stats))

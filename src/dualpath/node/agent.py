@@ -10,9 +10,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import singledispatchmethod
 from typing import Any
 
-from dualpath.core import wire
+from dualpath.core import engine_wire, wire
 from dualpath.core.config import Config
 from dualpath.core.errors import ProtocolError, TransferError
+from dualpath.core.ids import EngineId
 from dualpath.core.keys import KEY_BYTES
 from dualpath.core.model import ModelSpec
 from dualpath.core.rate import RateMeter
@@ -46,6 +47,7 @@ class Agent:
         send: Callable[[wire.Message], None],
     ) -> None:
         self.stats = stats
+        self._spec = spec
         self._layout = spec.layout
         self._transport = transport
         self._nics = nics
@@ -64,8 +66,8 @@ class Agent:
             concurrency=config.storage.write_concurrency, deadline_s=deadline_s,
         )  # fmt: skip
         self.engines = EngineServer(
-            config.agent_socket(stats.node), stats.node, stats.role, spec.layout, self.arena, self._new_stream,
-            self._attached, self._received,
+            config.agent_socket(stats.node), config.engines_of(stats.node), stats.role, spec.layout, self.arena,
+            self._new_stream, self._attached, self._received,
         )  # fmt: skip
         self._loader = Loader(self.arena, self.reader, transport, stats, send)
         self.rate = RateMeter(0.0)
@@ -79,7 +81,7 @@ class Agent:
     def hello(self, address: str) -> wire.NodeHello:
         """How the node presents itself."""
         return wire.NodeHello(
-            wire.PROTOCOL_VERSION, self.stats.node, self.stats.role, self._layout, address, self.arena.slots,
+            wire.PROTOCOL_VERSION, self.stats.node, self.stats.role, self._spec, address, self.arena.slots,
             self.write_slots, self.rate.per_s,
         )  # fmt: skip
 
@@ -214,7 +216,7 @@ class Agent:
         await self.reader.drained(grant.grant)
         if grant.at_engine and grant.link and not grant.dropped.is_set():
             if not told:
-                grant.link.send(wire.DropGrant(grant.grant))
+                grant.link.send(engine_wire.DropGrant(grant.grant))
             await self._dropped(grant, grant.link)
         await grant.idle.wait()
         self._grants.pop(grant.grant, None)
@@ -239,45 +241,58 @@ class Agent:
 
     # engines -----------------------------------------------------------------------------------------------------
 
-    def _new_stream(self, hello: wire.EngineHello) -> LayerStream:
-        return LayerStream(hello.engine, self._layout, hello.kv_tokens, self.arena, self._transport, self._nics)
+    def _new_stream(self, engine: EngineId, hello: engine_wire.EngineHello) -> LayerStream:
+        return LayerStream(
+            engine, self._layout, hello.window_tokens, hello.ranks, self.arena, self._transport, self._nics
+        )
 
     def _announce(self, link: EngineLink) -> None:
-        self._send(wire.EngineJoined(link.engine, link.hello.kv_tokens, link.hello.process_tokens_per_s))
+        if not link.serving:
+            return
+        hello = link.hello
+        self._send(wire.EngineJoined(link.engine, hello.kv_tokens, hello.process_tokens_per_s, hello.url))
 
     async def _attached(self, link: EngineLink) -> None:
-        """As long as an engine is attached: stream its batches one after the other."""
+        """As long as an engine is attached: stream its batches one after the other.
+
+        A prefill has finished when the batches before it have arrived at the decode node.
+        """
         self._announce(link)
         try:
             while True:
-                await self._stream(link, await link.batches.get())
+                message = await link.batches.get()
+                if isinstance(message, engine_wire.StreamBatch):
+                    await self._stream(link, message)
+                elif (grant := self._grants.get(message.grant)) and not grant.failed:
+                    self._send(message)
         finally:
             self._send(wire.EngineLost(link.engine))
             while not link.batches.empty():
-                self._streamed(link.batches.get_nowait())
+                if isinstance(message := link.batches.get_nowait(), engine_wire.StreamBatch):
+                    self._streamed(message)
             for grant in self._grants.values():
                 if grant.link is link:
                     grant.dropped.set()
 
-    async def _stream(self, link: EngineLink, batch: wire.StreamBatch) -> None:
+    async def _stream(self, link: EngineLink, batch: engine_wire.StreamBatch) -> None:
         assert link.stream is not None
         grants = [grant for item in batch.items if isinstance(grant := self._grants.get(item.grant), PrefillGrant)]
         try:
             await link.stream.run(batch, grants)
         except TransferError as error:
-            link.send(wire.BatchFailed(batch.first_layer, str(error)))
+            link.send(engine_wire.BatchFailed(batch.first_layer, str(error)))
             for grant in grants:
                 self._loader.fail(grant, error)
         finally:
             self._streamed(batch)
 
-    def _streamed(self, batch: wire.StreamBatch) -> None:
+    def _streamed(self, batch: engine_wire.StreamBatch) -> None:
         for item in batch.items:
             self._grants[item.grant].stream_ends()
 
     def _received(self, link: EngineLink, message: wire.Message) -> None:
         """Carry out or relay an engine's message; ProtocolError, which cuts it off, when it may not say that."""
-        grants = [item.grant for item in message.items] if isinstance(message, wire.StreamBatch) else []
+        grants = [item.grant for item in message.items] if isinstance(message, engine_wire.StreamBatch) else []
         grants += [message.grant] if hasattr(message, "grant") else []
         for number in grants:
             grant = self._grants.get(number)
@@ -290,11 +305,17 @@ class Agent:
         self._send(message)  # the rest goes to the scheduler as it is
 
     @_from_engine.register
-    def _second_hello(self, message: wire.EngineHello, link: EngineLink) -> None:
+    def _second_hello(self, message: engine_wire.EngineHello | engine_wire.RankHello, link: EngineLink) -> None:
         raise ProtocolError("an engine says hello once")
 
     @_from_engine.register
-    def _stream_batch(self, message: wire.StreamBatch, link: EngineLink) -> None:
+    def _engine_serves(self, message: engine_wire.EngineServes, link: EngineLink) -> None:
+        if not link.serving:
+            link.serving = True
+            self._announce(link)
+
+    @_from_engine.register
+    def _stream_batch(self, message: engine_wire.StreamBatch, link: EngineLink) -> None:
         if self.stats.role is not Role.PREFILL or link.batches.full():
             raise ProtocolError(f"engine {link.engine} may not announce a batch now")
         for item in message.items:
@@ -302,7 +323,13 @@ class Agent:
         link.batches.put_nowait(message)
 
     @_from_engine.register
-    def _block_filled(self, message: wire.BlockFilled, link: EngineLink) -> None:
+    def _prefill_finished(self, message: wire.PrefillFinished, link: EngineLink) -> None:
+        if link.batches.full():
+            raise ProtocolError(f"engine {link.engine} has finished more prefills than it was given")
+        link.batches.put_nowait(message)
+
+    @_from_engine.register
+    def _block_filled(self, message: engine_wire.BlockFilled, link: EngineLink) -> None:
         item = wire.PersistItem(message.slot, message.key, message.parent)
         if not self._is_valid(message.grant, item):
             raise ProtocolError(f"slot {message.slot} is not grant {message.grant}'s, or a bad key")
@@ -310,11 +337,11 @@ class Agent:
         self._send(wire.BlockHeld(message.grant, message.slot, message.key))
 
     @_from_engine.register
-    def _grant_dropped(self, message: wire.GrantDropped, link: EngineLink) -> None:
+    def _grant_dropped(self, message: engine_wire.GrantDropped, link: EngineLink) -> None:
         self._grants[message.grant].dropped.set()
 
     @_from_engine.register
-    def _engine_report(self, message: wire.EngineReport, link: EngineLink) -> None:
+    def _engine_report(self, message: engine_wire.EngineReport, link: EngineLink) -> None:
         link.stats = message.stats
 
     # tasks -------------------------------------------------------------------------------------------------------

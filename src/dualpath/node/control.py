@@ -1,14 +1,14 @@
 """The control page and bells between an agent and a prefill engine: how layers are counted through the window.
 
 Layers have sequence numbers over all batches: layer l of a batch with `first_layer` f is s = f + l and lives in half
-s % 2 of the window. Three counters, each written by one side only, say how many layers are
+s % 2 of the window. Two counters, each written by one side only, say how many layers are
 
     filled   (agent)   cached KV of layers < filled lies in the window
     computed (engine)  layers < computed are attended, their new KV lies behind the cached KV in the window
-    pushed   (agent)   the new KV of layers < pushed has arrived at the decode node
 
-so half s % 2 may be filled for s once computed and pushed are both at least s - 1. A bell (eventfd) wakes the other
-side after a change; the counters are the truth, so a lost or doubled ring does no harm.
+Half s % 2 may be filled for s once layer s - 2 is computed and its new KV has arrived at the decode node, which only
+the agent knows. An engine of several processes has a page for each. A bell (eventfd) wakes the other side after a
+change; the counters are the truth, so a lost or doubled ring does no harm.
 """
 
 import os
@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 
 CONTROL_BYTES = 4096
-_FILLED, _COMPUTED, _PUSHED, _FAILED = 0, 8, 16, 24  # a cache line each
+_FILLED, _COMPUTED, _FAILED = 0, 8, 16  # a cache line each
 
 
 class ControlPage:
@@ -42,11 +42,6 @@ class ControlPage:
         return int(self._counters[_COMPUTED])
 
     @property
-    def pushed(self) -> int:
-        """Layers whose new KV has arrived at the decode side."""
-        return int(self._counters[_PUSHED])
-
-    @property
     def failed(self) -> int:
         """1 + first layer of the last batch that failed; 0 for none."""
         return int(self._counters[_FAILED])
@@ -58,10 +53,6 @@ class ControlPage:
     def set_computed(self, layers: int) -> None:
         """Engine: so many layers are computed."""
         self._set(_COMPUTED, layers)
-
-    def set_pushed(self, layers: int) -> None:
-        """Agent: so many layers are pushed."""
-        self._set(_PUSHED, layers)
 
     def set_failed(self, first_layer: int) -> None:
         """Agent: the batch that begins with this layer is over."""

@@ -5,13 +5,13 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dualpath.core import wire
+from dualpath.core import engine_wire, wire
 from dualpath.core.errors import ConfigError, ProtocolError, TransferError
-from dualpath.core.ids import EngineId, NodeId, node_of
+from dualpath.core.ids import EngineId
 from dualpath.core.layout import BlockLayout
 from dualpath.core.report import EngineStats, Role
 from dualpath.node.arena import Arena
@@ -23,18 +23,19 @@ HELLO_DEADLINE_S = 10.0
 TAKEOVER_DEADLINE_S = 5.0  # for the connection of an engine's predecessor to be cleaned up
 SEND_DEADLINE_S = 120.0  # an engine in the middle of a batch does not read
 _QUEUE_BOUND = 100_000
-_BATCHES_BOUND = 16  # an engine announces one batch after the other
+_BATCHES_BOUND = 4096  # batches under way, and the finished prefills that wait behind them
 
 
 class EngineLink:
     """One attached engine."""
 
-    def __init__(self, hello: wire.EngineHello, sock: socket.socket) -> None:
-        self.engine: EngineId = hello.engine
+    def __init__(self, engine: EngineId, role: Role, hello: engine_wire.EngineHello, sock: socket.socket) -> None:
+        self.engine = engine
         self.hello = hello
         self.stream: LayerStream | None = None  # of a prefill engine
-        self.batches: asyncio.Queue[wire.StreamBatch] = asyncio.Queue(_BATCHES_BOUND)
-        self.stats = EngineStats(hello.engine, hello.role)
+        self.batches: asyncio.Queue[engine_wire.StreamBatch | wire.PrefillFinished] = asyncio.Queue(_BATCHES_BOUND)
+        self.serving = not hello.url  # may be given work
+        self.stats = EngineStats(engine, role)
         self.gone = asyncio.Event()
         self._sock = sock
         self._outgoing: asyncio.Queue[bytes] = asyncio.Queue(_QUEUE_BOUND)
@@ -65,34 +66,29 @@ class EngineServer:
     def __init__(
         self,
         path: Path,
-        node: NodeId,
+        engines: Sequence[EngineId],
         role: Role,
         layout: BlockLayout,
         arena: Arena,
-        new_stream: Callable[[wire.EngineHello], LayerStream],
+        new_stream: Callable[[EngineId, engine_wire.EngineHello], LayerStream],
         attached: Callable[[EngineLink], Awaitable[None]],
         received: Callable[[EngineLink, Any], None],
     ) -> None:
         self._path = path
-        self._node = node
+        self._engines = engines
         self._role = role
         self._layout = layout
         self._arena = arena
         self._new_stream = new_stream
         self._attached = attached
         self._received = received
-        self._decoder = wire.Decoder(wire.EngineToAgent)
+        self._decoder = wire.Decoder(engine_wire.EngineToAgent)
         self._connections: set[asyncio.Task[None]] = set()
         self.links: dict[EngineId, EngineLink] = {}
 
     async def run(self) -> None:
         """Accept engines until cancelled."""
-        self._path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(str(self._path))
-            os.chmod(self._path, 0o600)
-            listener.listen(16)
-            listener.setblocking(False)
+        with listening(self._path) as listener:
             try:
                 while True:
                     await self._accept(listener)
@@ -115,12 +111,18 @@ class EngineServer:
     async def _serve(self, sock: socket.socket) -> None:
         with sock:
             sock.setblocking(False)
-            link = None
+            link, shares = None, False
             try:
                 async with asyncio.timeout(HELLO_DEADLINE_S):
-                    link = await self._welcome(sock)
+                    hello = self._decoder.decode((await receive_message_async(sock))[0])
+                    if isinstance(hello, engine_wire.RankHello):
+                        shares = await self._share(hello, sock)
+                    else:
+                        link = await self._welcome(hello, sock)
                 if link:
                     await self._converse(link, sock)
+                elif shares:
+                    await receive_message_async(sock)  # a rank says nothing more: this ends with its connection
             except (ProtocolError, TransferError, OSError) as error:  # TimeoutError is an OSError
                 log.warning("lost an engine's connection: %s", error or repr(error))
             except Exception:
@@ -129,28 +131,36 @@ class EngineServer:
                 if link:
                     self._leave(link)
 
-    async def _welcome(self, sock: socket.socket) -> EngineLink | None:
-        hello = self._decoder.decode((await receive_message_async(sock))[0])
-        if not isinstance(hello, wire.EngineHello):
+    async def _welcome(self, hello: object, sock: socket.socket) -> EngineLink | None:
+        if not isinstance(hello, engine_wire.EngineHello):
             raise ProtocolError("an engine must say hello first")
-        await self._predecessor_gone(hello.engine)
-        refusal = self._refuses(hello)
-        link = EngineLink(hello, sock)
-        if not refusal and hello.role is Role.PREFILL:
+        engine = hello.engine or self._free_engine()
+        await self._predecessor_gone(engine)
+        refusal = self._refuses(engine, hello)
+        link = EngineLink(engine, self._role, hello, sock)
+        if not refusal and self._role is Role.PREFILL:
             try:
-                link.stream = self._new_stream(hello)
+                link.stream = self._new_stream(engine, hello)
             except ConfigError as error:
                 refusal = str(error)
         if refusal:
-            await send_message_async(sock, wire.encode(wire.EngineRefused(refusal)))
+            await self._refuse(sock, refusal)
             return None
-        self.links[link.engine] = link
+        self.links[engine] = link
         try:
-            await self._accepted(link, sock)
+            await send_message_async(sock, wire.encode(engine_wire.EngineAccepted(engine, self._role)))
         except BaseException:
             self._leave(link)
             raise
         return link
+
+    def _free_engine(self) -> EngineId:
+        """For an engine that has no name yet; the last one when none is free, as its predecessor may be dying."""
+        return next((e for e in self._engines if e not in self.links), self._engines[-1])
+
+    async def _refuse(self, sock: socket.socket, refusal: str) -> None:
+        log.warning("refused an engine: %s", refusal)
+        await send_message_async(sock, wire.encode(engine_wire.EngineRefused(refusal)))
 
     async def _predecessor_gone(self, engine: EngineId) -> None:
         """A restarted engine may come before its predecessor's connection is cleaned up."""
@@ -160,24 +170,34 @@ class EngineServer:
                 async with asyncio.timeout(TAKEOVER_DEADLINE_S):
                     await old.gone.wait()
 
-    async def _accepted(self, link: EngineLink, sock: socket.socket) -> None:
+    async def _share(self, hello: engine_wire.RankHello, sock: socket.socket) -> bool:
+        """Give a rank its memory; whether it got it."""
+        link = self.links.get(hello.engine)
+        if refusal := _refuses_rank(hello, link):
+            await self._refuse(sock, refusal)
+            return False
+        assert link is not None
         fds, stream = [self._arena.memory.fd], link.stream
         if stream:
-            fds += [stream.window.fd, stream.control_memory.fd, stream.engine_bell, stream.agent_bell]
-        accepted = wire.EngineAccepted(self._arena.memory.size_bytes, stream.window.size_bytes if stream else 0)
-        await send_message_async(sock, wire.encode(accepted), fds)
+            rank = stream.ranks[hello.rank]
+            fds += [stream.window.fd, rank.memory.fd, rank.engine_bell, rank.agent_bell]
+        await send_message_async(sock, wire.encode(engine_wire.RankAccepted(self._role)), fds)
+        return True
 
-    def _refuses(self, hello: wire.EngineHello) -> str | None:
+    def _refuses(self, engine: EngineId, hello: engine_wire.EngineHello) -> str | None:
         if hello.version != wire.PROTOCOL_VERSION:
             return f"it speaks protocol {hello.version}, the agent {wire.PROTOCOL_VERSION}; install the same version"
-        if hello.role is not self._role:
+        if hello.role not in (None, self._role):
             return f"it is a {hello.role} engine, this is a {self._role} node"
-        if node_of(hello.engine) != self._node:
-            return f"{hello.engine} is no engine of node {self._node}; start it with the right --run-dir"
-        if hello.layout != self._layout:
-            return f"its layout is {hello.layout}, the agent's {self._layout}; give both the same model and settings"
-        if hello.engine in self.links:
-            return f"an engine {hello.engine} is attached already"
+        if engine not in self._engines:
+            return f"{engine} is no engine of this node, which has {', '.join(self._engines)}; start it elsewhere"
+        if hello.spec.layout != self._layout:
+            return (
+                f"its layout is {hello.spec.layout}, the agent's {self._layout}; give both the same model and "
+                "settings, or restart the cluster's roles if these are the new ones"
+            )
+        if engine in self.links:
+            return f"an engine {engine} is attached already"
         return None
 
     async def _converse(self, link: EngineLink, sock: socket.socket) -> None:
@@ -204,3 +224,25 @@ class EngineServer:
         if link.stream:
             link.stream.close()
         link.gone.set()
+
+
+@contextlib.contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    """A socket for engines at `path`, which may be left over from a predecessor."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        os.chmod(path, 0o600)
+        listener.listen(16)
+        listener.setblocking(False)
+        yield listener
+
+
+def _refuses_rank(hello: engine_wire.RankHello, link: EngineLink | None) -> str | None:
+    if hello.version != wire.PROTOCOL_VERSION:
+        return f"it speaks protocol {hello.version}, the agent {wire.PROTOCOL_VERSION}; install the same version"
+    if link is None:
+        return f"no engine {hello.engine} is attached here"
+    if not 0 <= hello.rank < link.hello.ranks:
+        return f"rank {hello.rank} of an engine that has {link.hello.ranks}"
+    return None

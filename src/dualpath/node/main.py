@@ -26,6 +26,7 @@ from dualpath.core.report import NodeStats, Role
 from dualpath.core.secret import cluster_key
 from dualpath.core.served import served_spec
 from dualpath.node.agent import Agent
+from dualpath.node.announced import announced_spec
 from dualpath.store.base import Store
 from dualpath.store.open import open_store
 from dualpath.store.throttled import ThrottledStore
@@ -62,7 +63,8 @@ async def _until_terminated(work: Coroutine[Any, Any, None]) -> None:
 
 async def _run(config: Config, node: NodeId) -> None:
     key = cluster_key(config.network.key_file)
-    spec = served_spec(config)
+    path = config.agent_socket(node)
+    spec = served_spec(config) if config.engine.kind == "reference" else await announced_spec(path)
     role = Role.PREFILL if node in config.prefill_nodes else Role.DECODE
     profiled = profiled_read_rate(config.storage.profile)
     paced = config.storage.pacing == "software"

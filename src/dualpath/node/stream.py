@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dualpath.core.engine_wire import StreamBatch, StreamItem
 from dualpath.core.errors import TransferError
 from dualpath.core.layout import BlockLayout
-from dualpath.core.wire import StreamBatch
 from dualpath.node.arena import ARENA, Arena
 from dualpath.node.control import CONTROL_BYTES, Condition, ControlPage, new_bell
 from dualpath.node.grants import PrefillGrant
@@ -32,18 +32,35 @@ class Place:
 
     grant: PrefillGrant
     start: int
-    cached_blocks: int
-    new_tokens: int
+    item: StreamItem
+
+
+class Rank:
+    """The control page and the bells of one process of the engine."""
+
+    def __init__(self) -> None:
+        self.memory = SharedMemory.create(CONTROL_BYTES, name="dualpath-control")
+        self.agent_bell, self.engine_bell = new_bell(), new_bell()
+        self.control = ControlPage(self.memory.view, self.agent_bell, self.engine_bell)
+
+    def close(self) -> None:
+        """The engine is gone."""
+        self.control.close()
+        self.memory.close()
 
 
 class LayerStream:
-    """Window, control page and stream tasks of one attached engine."""
+    """Window, control pages and stream tasks of one attached engine.
+
+    Each of its ranks reads and writes its own shard of every layer block; one is computed when all have computed it.
+    """
 
     def __init__(
         self,
         name: str,
         layout: BlockLayout,
         window_tokens: int,
+        ranks: int,
         arena: Arena,
         transport: Transport,
         nics: NicPair,
@@ -52,23 +69,23 @@ class LayerStream:
         self.half_bytes = layout.blocks_for(window_tokens) * layout.layer_block_bytes
         self.region = f"window:{name}"
         self.window = SharedMemory.create(2 * self.half_bytes, name="dualpath-window")
-        self.control_memory = SharedMemory.create(CONTROL_BYTES, name="dualpath-control")
-        self.agent_bell, self.engine_bell = new_bell(), new_bell()
+        self.ranks = [Rank() for _ in range(ranks)]
         self._bytes = np.frombuffer(self.window.view, dtype=np.uint8)
-        self._control = ControlPage(self.control_memory.view, self.agent_bell, self.engine_bell)
+        self._pushed = 0  # layers whose new KV has arrived at the decode node
         self._arena = arena
         self._transport = transport
         self._nics = nics
         self._changed = asyncio.Event()
         transport.register(self.region, self.window.view, fd=self.window.fd, authorize=lambda grant, ranges: False)
-        asyncio.get_running_loop().add_reader(self.agent_bell, self._on_bell)
+        for rank in self.ranks:
+            asyncio.get_running_loop().add_reader(rank.agent_bell, self._on_bell, rank)
 
     async def run(self, batch: StreamBatch, grants: Sequence[PrefillGrant]) -> None:
         """Stream a batch through the window; TransferError when that failed (the batch is over then)."""
         try:
             places = self._places(batch, grants)
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._fill(batch.first_layer, places))
+                tasks.create_task(self._fill(tasks, batch.first_layer, places))
                 tasks.create_task(self._push(batch.first_layer, places))
         except ExceptionGroup as group:
             self._give_up(batch.first_layer)
@@ -82,38 +99,46 @@ class LayerStream:
 
     def close(self) -> None:
         """The engine is gone."""
-        asyncio.get_running_loop().remove_reader(self.agent_bell)
+        for rank in self.ranks:
+            asyncio.get_running_loop().remove_reader(rank.agent_bell)
+            rank.close()
         self._transport.unregister(self.region)
         del self._bytes
-        self._control.close()
         self.window.close()
-        self.control_memory.close()
 
     def _places(self, batch: StreamBatch, grants: Sequence[PrefillGrant]) -> list[Place]:
         """Where each item lies; the engine computes the same from the same batch (node/client.py)."""
         places, start = [], 0
         for item, grant in zip(batch.items, grants, strict=True):
-            blocks = item.cached_blocks + self.layout.blocks_for(item.new_tokens)
-            if item.cached_blocks < 0 or item.new_tokens < 1 or blocks > len(grant.peer_slots):
+            stop = max(item.fill_start + item.fill_blocks, self.layout.blocks_for(item.push_start + item.push_tokens))
+            least = min(item.fill_start, item.fill_blocks, item.push_start, item.push_tokens)
+            if least < 0 or stop > len(grant.peer_slots):
                 raise TransferError(f"a batch item is outside of its request's {len(grant.peer_slots)} blocks")
-            places.append(Place(grant, start, item.cached_blocks, item.new_tokens))
-            start += item_bytes(self.layout, item.cached_blocks, item.new_tokens)
+            places.append(Place(grant, start, item))
+            start += item_bytes(self.layout, item)
         if start > self.half_bytes:
             raise TransferError(f"a batch of {start} bytes a layer does not fit the window of {self.half_bytes}")
         return places
 
-    async def _fill(self, first: int, places: Sequence[Place]) -> None:
+    async def _fill(self, tasks: asyncio.TaskGroup, first: int, places: Sequence[Place]) -> None:
+        """A layer is asked for as soon as its half is free, mostly before the last one has come: no gap on the link."""
+        before: asyncio.Task[None] | None = None
         for layer in range(self.layout.n_layers):
             s = first + layer
-            await self._until(lambda s=s: min(self._control.computed, self._control.pushed) >= s - 1)  # type: ignore[misc]
-            await asyncio.gather(*(self._fill_place(s % 2, layer, place) for place in places))
-            self._control.set_filled(s + 1)
+            await self._until(lambda s=s: min(self._computed(), self._pushed) >= s - 1)  # type: ignore[misc]
+            before = tasks.create_task(self._fill_layer(s, layer, places, before))
+
+    async def _fill_layer(self, s: int, layer: int, places: Sequence[Place], before: asyncio.Task[None] | None) -> None:
+        await asyncio.gather(*(self._fill_place(s % 2, layer, place) for place in places))
+        if before:
+            await before
+        self._set_filled(s + 1)
 
     async def _fill_place(self, half: int, layer: int, place: Place) -> None:
         size, base = self.layout.layer_block_bytes, half * self.half_bytes + place.start
         remote, into, local = [], [], 0
-        for block in range(place.cached_blocks):
-            to = base + block * size
+        for number in range(place.item.fill_blocks):
+            block, to = place.item.fill_start + number, base + number * size
             slot = place.grant.local.get(block)
             if slot is None:
                 remote.append(self._layer_range(place.grant.peer_slots[block], layer))
@@ -130,21 +155,32 @@ class LayerStream:
     async def _push(self, first: int, places: Sequence[Place]) -> None:
         for layer in range(self.layout.n_layers):
             s = first + layer
-            await self._until(lambda s=s: self._control.computed > s)  # type: ignore[misc]
+            await self._until(lambda s=s: self._computed() > s)  # type: ignore[misc]
             await asyncio.gather(*(self._push_place(s % 2, layer, place) for place in places))
-            self._control.set_pushed(s + 1)
+            self._pushed = s + 1
             self._changed.set()
 
     async def _push_place(self, half: int, layer: int, place: Place) -> None:
-        token, per_block = self.layout.token_bytes, self.layout.block_tokens
-        new_start = half * self.half_bytes + place.start + place.cached_blocks * self.layout.layer_block_bytes
+        item, size = place.item, self.layout.layer_block_bytes
+        if not item.push_tokens:
+            return
+        first = item.push_start // self.layout.block_tokens
+        window = half * self.half_bytes + place.start + (item.fill_blocks - first) * size
         source, into = [], []
-        for first in range(0, place.new_tokens, per_block):
-            length = min(per_block, place.new_tokens - first) * token
-            slot = place.grant.peer_slots[place.cached_blocks + first // per_block]
-            source.append(Range(new_start + first * token, length))
-            into.append(Range(self._layer_range(slot, layer).offset, length))
+        for block in range(first, self.layout.blocks_for(item.push_start + item.push_tokens)):
+            offset, length = self._part(item, block)
+            source.append(Range(window + block * size + offset, length))
+            into.append(Range(self._layer_range(place.grant.peer_slots[block], layer).offset + offset, length))
         await self._transport.push(LocalRanges(self.region, source), self._at_peer(place, into), lane=Lane.LAYERS)
+
+    def _part(self, item: StreamItem, block: int) -> tuple[int, int]:
+        """Offset and bytes of what is new in a layer block; nobody knows that of an opaque one."""
+        if self.layout.memory:
+            return 0, self.layout.layer_block_bytes
+        first, size = block * self.layout.block_tokens, self.layout.block_tokens
+        start = max(item.push_start - first, 0)
+        stop = min(item.push_start + item.push_tokens - first, size)
+        return start * self.layout.token_bytes, (stop - start) * self.layout.token_bytes
 
     def _layer_range(self, slot: int, layer: int) -> Range:
         size = self.layout.layer_block_bytes
@@ -164,15 +200,26 @@ class LayerStream:
 
     def _give_up(self, first: int) -> None:
         """Let the counters stand where the batch would have ended, and say that it did not."""
-        self._control.set_failed(first)
-        self._control.set_filled(first + self.layout.n_layers)
-        self._control.set_pushed(first + self.layout.n_layers)
+        for rank in self.ranks:
+            rank.control.set_failed(first)
+        self._set_filled(first + self.layout.n_layers)
+        self._pushed = first + self.layout.n_layers
 
-    def _on_bell(self) -> None:
-        self._control.quiet()
+    def _computed(self) -> int:
+        return min(rank.control.computed for rank in self.ranks)
+
+    def _set_filled(self, layers: int) -> None:
+        for rank in self.ranks:
+            rank.control.set_filled(layers)
+
+    def _on_bell(self, rank: Rank) -> None:
+        rank.control.quiet()
         self._changed.set()
 
 
-def item_bytes(layout: BlockLayout, cached_blocks: int, new_tokens: int) -> int:
+def item_bytes(layout: BlockLayout, item: StreamItem) -> int:
     """Bytes of one half of the window that an item of a batch takes."""
-    return (cached_blocks + layout.blocks_for(new_tokens)) * layout.layer_block_bytes
+    blocks = item.fill_blocks
+    if item.push_tokens:
+        blocks += layout.blocks_for(item.push_start + item.push_tokens) - item.push_start // layout.block_tokens
+    return blocks * layout.layer_block_bytes

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from dualpath.core.model import ModelSpec
 from dualpath.core.report import ClusterReport
-from dualpath.core.request import Done, Submission, Tokens
+from dualpath.core.request import Done, Ready, Submission, Tokens
 
 
 class SchedulerClient(Protocol):
@@ -19,8 +19,15 @@ class SchedulerClient(Protocol):
     def max_request_tokens(self) -> int:
         """The longest prompt + max_tokens that an arena and a decode engine can hold."""
 
-    def submit(self, submission: Submission) -> AsyncIterator[Tokens | Done]:
+    @property
+    def urls(self) -> list[str]:
+        """Decode engines that take requests by HTTP."""
+
+    def submit(self, submission: Submission) -> AsyncIterator[Tokens | Ready | Done]:
         """Serve a request: Tokens in order of their index, without repetition, then one Done.
+
+        Engines that compute what comes by HTTP send no Tokens but a Ready each; a second one of a role replaces the
+        first: another attempt has begun.
 
         Raises RequestError (the request can never be served) or ServiceError (not now). Closing the iterator early
         (aclose) cancels the request and frees its work.

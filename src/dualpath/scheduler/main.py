@@ -6,8 +6,12 @@ import gc
 import logging
 import signal
 
+import zmq
+
+from dualpath.control.sockets import Door
+from dualpath.core import wire
 from dualpath.core.config import CONTROL, Config
-from dualpath.core.errors import ConfigError, StoreError, StoreUnavailable
+from dualpath.core.errors import ConfigError, ProtocolError, StoreError, StoreUnavailable
 from dualpath.core.model import ModelSpec
 from dualpath.core.secret import cluster_key
 from dualpath.core.served import served_spec
@@ -36,13 +40,38 @@ async def _run(config: Config) -> None:
     for sig in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sig, task.cancel)
     key = cluster_key(config.network.key_file)
-    spec = served_spec(config)
-    store = open_store(config.store_of(CONTROL), spec.layout)
     with contextlib.suppress(asyncio.CancelledError):
+        await _serve_model(config, key)
+
+
+async def _serve_model(config: Config, key: bytes | None) -> None:
+    if config.engine.kind == "reference":
+        spec = served_spec(config)
+    else:
+        spec = await announced_spec(config.scheduler_endpoint, key)
+    store = open_store(config.store_of(CONTROL), spec.layout)
+    try:
+        await _serve(config, spec, store, key)
+    finally:
+        await store.close()
+
+
+async def announced_spec(endpoint: str, key: bytes | None) -> ModelSpec:
+    """The model of the first node that says hello, which it does again and again until it is accepted."""
+    decoder = wire.Decoder(wire.ToScheduler)
+    with contextlib.closing(Door(zmq.ROUTER, key)) as door:
+        log.info("waiting at %s for the first node, to learn the model", door.bind(endpoint))
+        admitting = asyncio.create_task(door.admit())
         try:
-            await _serve(config, spec, store, key)
+            while True:
+                _, *body = await door.socket.recv_multipart()
+                with contextlib.suppress(ProtocolError):
+                    message = decoder.decode(b"".join(body))
+                    if isinstance(message, wire.NodeHello) and message.version == wire.PROTOCOL_VERSION:
+                        return message.spec
         finally:
-            await store.close()
+            admitting.cancel()
+            await asyncio.gather(admitting, return_exceptions=True)
 
 
 async def _serve(config: Config, spec: ModelSpec, store: Store, key: bytes | None) -> None:

@@ -67,6 +67,7 @@ def start_prefill(command: ev.StartPrefill, live: LiveRequest, block_tokens: int
         max_tokens=submission.max_tokens,
         sampling=submission.sampling,
         reply_to=live.reply_to,
+        own_tokens=len(live.assign.prefill_blocks) * block_tokens,
     )
 
 

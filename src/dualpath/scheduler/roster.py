@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dualpath.core.ids import EngineId, NodeId, node_of
-from dualpath.core.report import EngineStats, NodeStats
+from dualpath.core.report import EngineStats, NodeStats, Role
 
 
 @dataclass
 class _Entry:
     identity: bytes
     address: str
+    role: Role
     opened: int = 0
     stats: NodeStats | None = None
 
@@ -22,15 +23,21 @@ class Roster:
         self._entries: dict[NodeId, _Entry] = {}
         self._by_identity: dict[bytes, NodeId] = {}
         self._engine_stats: dict[EngineId, EngineStats] = {}
+        self._urls: dict[EngineId, str] = {}
 
     @property
     def addresses(self) -> Mapping[NodeId, str]:
         """Transport endpoints of all nodes."""
         return {node: entry.address for node, entry in self._entries.items()}
 
-    def join(self, node: NodeId, identity: bytes, address: str) -> None:
+    @property
+    def decode_urls(self) -> list[str]:
+        """Where decode engines take requests by HTTP, those that do."""
+        return [url for e, url in self._urls.items() if url and self._entries[node_of(e)].role is Role.DECODE]
+
+    def join(self, node: NodeId, role: Role, identity: bytes, address: str) -> None:
         """A node is here."""
-        self._entries[node] = _Entry(identity, address)
+        self._entries[node] = _Entry(identity, address, role)
         self._by_identity[identity] = node
 
     def leave(self, node: NodeId) -> None:
@@ -38,12 +45,17 @@ class Roster:
         entry = self._entries.pop(node, None)
         if entry:
             self._by_identity.pop(entry.identity, None)
-        for engine in [e for e in self._engine_stats if node_of(e) == node]:
-            del self._engine_stats[engine]
+        for engine in [e for e in self._engine_stats.keys() | self._urls.keys() if node_of(e) == node]:
+            self.lose_engine(engine)
+
+    def join_engine(self, engine: EngineId, url: str) -> None:
+        """An engine of a node that is here."""
+        self._urls[engine] = url
 
     def lose_engine(self, engine: EngineId) -> None:
         """An engine is gone."""
         self._engine_stats.pop(engine, None)
+        self._urls.pop(engine, None)
 
     def has(self, node: NodeId) -> bool:
         """Whether the node is connected."""

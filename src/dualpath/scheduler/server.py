@@ -135,7 +135,8 @@ class Scheduler:
         self._welcome()
 
     def _welcome(self) -> None:
-        self._send(self._sender, wire.Welcome(self._incarnation, self._spec, self._max_request_tokens()))
+        welcome = wire.Welcome(self._incarnation, self._spec, self._max_request_tokens(), self._roster.decode_urls)
+        self._send(self._sender, welcome)
 
     @_on.register
     def _submit(self, message: wire.Submit) -> None:
@@ -168,7 +169,7 @@ class Scheduler:
             self._send(self._sender, wire.NodeRefused(refusal))
             return
         self._forget_node(message.node)
-        self._roster.join(message.node, self._sender, message.address)
+        self._roster.join(message.node, message.role, self._sender, message.address)
         self._send(self._sender, wire.NodeAccepted(self._incarnation))
         rate = message.read_rate_bytes_per_s / self._spec.layout.kv_bytes_per_token
         self._feed(ev.NodeJoined(message.node, message.role, message.slots, message.write_slots, rate))
@@ -177,9 +178,10 @@ class Scheduler:
     def _refuses(self, message: wire.NodeHello) -> str | None:
         if message.version != wire.PROTOCOL_VERSION:
             return f"it speaks protocol {message.version}, we speak {wire.PROTOCOL_VERSION}; install the same version"
-        if message.layout != self._spec.layout:
+        if message.spec.layout != self._spec.layout:
             return (
-                f"its layout is {message.layout}, this cluster's is {self._spec.layout}; give all roles the same model"
+                f"its layout is {message.spec.layout}, this cluster's is {self._spec.layout}; give all roles the same "
+                "model and settings"
             )
         return None
 
@@ -204,6 +206,7 @@ class Scheduler:
     def _engine_joined(self, message: wire.EngineJoined) -> None:
         self._check_engine(message.engine)
         log.info("engine %s joined", message.engine)
+        self._roster.join_engine(message.engine, message.url)
         self._feed(ev.EngineJoined(message.engine, message.kv_tokens, message.process_tokens_per_s))
 
     @_on.register

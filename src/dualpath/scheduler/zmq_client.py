@@ -21,7 +21,7 @@ from dualpath.core.errors import ProtocolError, RequestError, ServiceError
 from dualpath.core.ids import RequestId
 from dualpath.core.model import ModelSpec
 from dualpath.core.report import ClusterReport
-from dualpath.core.request import Done, Submission, Tokens
+from dualpath.core.request import Done, Ready, Submission, Tokens
 
 log = logging.getLogger("dualpath.gateway")
 HEARTBEAT_S = 0.5
@@ -53,7 +53,8 @@ class TokenSequence:
 class _Stream:
     submission: Submission
     tokens: TokenSequence = field(default_factory=TokenSequence)
-    events: asyncio.Queue[Tokens | Done | wire.Refused] = field(default_factory=asyncio.Queue)
+    events: asyncio.Queue[Tokens | Ready | Done | wire.Refused] = field(default_factory=asyncio.Queue)
+    by_http: bool = False  # the engines answer calls instead of sending tokens
 
 
 class ZmqSchedulerClient:
@@ -109,20 +110,29 @@ class ZmqSchedulerClient:
         assert self._welcome is not None
         return self._welcome.max_request_tokens
 
-    async def submit(self, submission: Submission) -> AsyncIterator[Tokens | Done]:
+    @property
+    def urls(self) -> list[str]:
+        """Decode engines that take requests by HTTP."""
+        assert self._welcome is not None
+        return self._welcome.urls
+
+    async def submit(self, submission: Submission) -> AsyncIterator[Tokens | Ready | Done]:
         """Serve a request; see SchedulerClient."""
         stream = self._streams[submission.request] = _Stream(submission)
         self._send(wire.Submit(submission, self._reply_to))
         done: Done | None = None
         refused: wire.Refused | None = None
         try:
-            while done is None or stream.tokens.delivered < done.completion_tokens:
+            while done is None or not (stream.by_http or stream.tokens.delivered >= done.completion_tokens):
                 event = await self._next(stream, TOKENS_DEADLINE_S if done else None)
                 if isinstance(event, Done):
                     done = event
                 elif isinstance(event, wire.Refused):
                     refused = event
                     raise RequestError(event.message) if event.by_request else ServiceError(event.message)
+                elif isinstance(event, Ready):
+                    stream.by_http = True
+                    yield event
                 elif tokens := stream.tokens.add(event):
                     yield tokens
             yield done
@@ -131,7 +141,7 @@ class ZmqSchedulerClient:
             if not (done or refused):
                 self._send(wire.Cancel(submission.request))
 
-    async def _next(self, stream: _Stream, deadline_s: float | None) -> Tokens | Done | wire.Refused:
+    async def _next(self, stream: _Stream, deadline_s: float | None) -> Tokens | Ready | Done | wire.Refused:
         """The next event. Without a deadline it comes at the latest when the scheduler counts as gone (`_beat`)."""
         try:
             async with asyncio.timeout(deadline_s):
@@ -218,13 +228,13 @@ class ZmqSchedulerClient:
             self._send(wire.Submit(stream.submission, self._reply_to))
 
     async def _receive_tokens(self) -> None:
-        decoder = wire.Decoder(Tokens)
+        decoder = wire.Decoder(wire.EngineToGateway)
         while True:
             data = await self._tokens.recv()
             try:
-                tokens = decoder.decode(data)
+                message = decoder.decode(data)
             except ProtocolError as error:
                 log.error("dropped an engine's message: %s", error)
                 continue
-            if tokens.request in self._streams:
-                self._streams[tokens.request].events.put_nowait(tokens)
+            if message.request in self._streams:
+                self._streams[message.request].events.put_nowait(message)

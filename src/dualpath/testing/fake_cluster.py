@@ -58,6 +58,11 @@ class FakeCluster:
         self.hang = False  # after the tokens, instead of Done
         self.state: ClusterReport | Exception = ClusterReport(ready=True)
 
+    @property
+    def urls(self) -> list[str]:
+        """None: it sends tokens itself."""
+        return []
+
     async def submit(self, submission: Submission) -> AsyncIterator[Tokens | Done]:
         """The answer's tokens, one by one, up to max_tokens."""
         self.submissions.append(submission)

@@ -1,4 +1,4 @@
-"""Generated tokens on their way to the gateways: straight from the engine, one socket a gateway."""
+"""What engines tell gateways straight, above all generated tokens: one socket a gateway."""
 
 import logging
 
@@ -7,14 +7,13 @@ import zmq
 from dualpath.control.sockets import connect
 from dualpath.core import wire
 from dualpath.core.errors import ConfigError
-from dualpath.core.ids import RequestId
-from dualpath.core.request import Tokens
+from dualpath.core.request import Ready, Tokens
 
-log = logging.getLogger("dualpath.engine")
+log = logging.getLogger("dualpath.control")
 _GATEWAYS = 16  # more than live at once; a restarted gateway has a new endpoint, and the old one's socket must go
 
 
-class TokenOutlet:
+class Outlet:
     """Sends without waiting; a gateway that is gone loses its tokens, for its clients are gone too."""
 
     def __init__(self, key: bytes | None = None) -> None:
@@ -23,8 +22,8 @@ class TokenOutlet:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
         self._sockets: dict[str, zmq.Socket[bytes]] = {}  # the one used last is last
 
-    def send(self, reply_to: str, request: RequestId, index: int, token: int, gap: float) -> None:
-        """Token number `index` of a request, and how far its logit lies above the second best."""
+    def send(self, reply_to: str, message: Tokens | Ready) -> None:
+        """Tell the gateway that listens at `reply_to`."""
         socket = self._sockets.pop(reply_to, None) or self._connect(reply_to)
         self._sockets[reply_to] = socket
         if len(self._sockets) > _GATEWAYS:
@@ -32,7 +31,7 @@ class TokenOutlet:
         if socket.closed:
             return
         try:
-            socket.send(wire.encode(Tokens(request, index, [token], [gap])), zmq.DONTWAIT)
+            socket.send(wire.encode(message), zmq.DONTWAIT)
         except zmq.Again:
             return
 
