@@ -16,8 +16,8 @@ import openai
 import pytest
 
 from dualpath.core.errors import ConfigError, ServiceError
+from dualpath.gateway.desk import Limits
 from dualpath.gateway.main import is_loopback, run_gateway
-from dualpath.gateway.serve import Limits
 from dualpath.testing.fake_cluster import BYTES, CACHED_TOKENS, CHATML, FakeCluster, ids_of
 
 KEY = "sesam"

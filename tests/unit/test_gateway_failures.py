@@ -12,7 +12,7 @@ import pytest
 from dualpath.core.errors import RequestError, ServiceError
 from dualpath.gateway.app import build_app
 from dualpath.gateway.chat_template import ChatTemplate
-from dualpath.gateway.serve import Limits
+from dualpath.gateway.desk import Limits
 from dualpath.gateway.tokenizer import Tokenizer
 from dualpath.testing.fake_cluster import BYTES, CHATML, FakeCluster, ask, error_of
 

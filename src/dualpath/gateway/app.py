@@ -15,11 +15,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dualpath.core.errors import RequestError, ServiceError
 from dualpath.core.report import ClusterReport
+from dualpath.gateway.desk import ClusterDesk, Limits
 from dualpath.gateway.endpoint import GenerationEndpoint
 from dualpath.gateway.errors import ErrorMiddleware, error_response, http_exception
 from dualpath.gateway.metrics import exposition
 from dualpath.gateway.schema import ChatRequest, CompletionRequest
-from dualpath.gateway.serve import Limits, Service
+from dualpath.gateway.serve import Service
 from dualpath.gateway.tokenizer import Tokenizer
 from dualpath.gateway.wire import ChatReply, Reply
 from dualpath.scheduler.client import SchedulerClient
@@ -39,6 +40,13 @@ def build_app(
         Route("/v1/chat/completions", GenerationEndpoint(service, ChatRequest, ChatReply), methods=["POST"]),
         Route("/v1/models", pages.models),
         Route("/v1/models/{name:path}", pages.model),
+    ]
+    return assemble(routes, pages, api_key)
+
+
+def assemble(routes: list[Route], pages: "Pages", api_key: str | None) -> Starlette:
+    """An app of the operators' pages and `routes`, which come after them."""
+    operators = [
         Route("/health", pages.health),
         Route("/metrics", pages.metrics),
         Route("/cluster", pages.cluster),
@@ -47,13 +55,15 @@ def build_app(
     middleware = [Middleware(ErrorMiddleware)]
     if api_key is not None:
         middleware.append(Middleware(KeyMiddleware, api_key=api_key))
-    return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: http_exception})
+    return Starlette(
+        routes=operators + routes, middleware=middleware, exception_handlers={HTTPException: http_exception}
+    )
 
 
 class Pages:
     """The small read-only endpoints."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: ClusterDesk) -> None:
         self._service = service
 
     async def models(self, request: Request) -> Response:

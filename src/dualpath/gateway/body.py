@@ -5,7 +5,7 @@ import asyncio
 from starlette.types import Receive
 
 from dualpath.core.errors import RequestError
-from dualpath.gateway.serve import Limits
+from dualpath.gateway.desk import Limits
 
 
 async def read_body(receive: Receive, limits: Limits) -> bytes:

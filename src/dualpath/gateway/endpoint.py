@@ -1,25 +1,21 @@
 """The endpoint that both /v1/completions and /v1/chat/completions are: read, validate, generate, answer."""
 
-import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from dualpath.core.errors import RequestError
 from dualpath.core.request import Submission
-from dualpath.gateway.body import read_body
+from dualpath.gateway.admission import ClientStalled, put, serve_admitted
 from dualpath.gateway.errors import error_body
 from dualpath.gateway.schema import ChatRequest, CompletionRequest, parse
 from dualpath.gateway.serve import End, Part, Service
+from dualpath.gateway.timing import TIMING_HEADER, timing_comment
 from dualpath.gateway.wire import Reply, usage_of
-
-TIMING_HEADER = "x-dualpath-timing"
 
 
 class GenerationEndpoint:
@@ -32,18 +28,8 @@ class GenerationEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Errors before the first byte are raised; later ones go into the stream."""
-        outcome = "failed"
-        try:
-            with self._service.admitted():
-                body = await read_body(receive, self._service.limits)
-                timing = Request(scope).headers.get(TIMING_HEADER) == "1"
-                served = await _unless_disconnected(self._serve(body, timing, send), receive)
-            outcome = "served" if served else "cancelled"
-        except RequestError:
-            outcome = "refused"
-            raise
-        finally:
-            self._service.latencies.ended(outcome)
+        timing = Request(scope).headers.get(TIMING_HEADER) == "1"
+        await serve_admitted(self._service, receive, lambda body: self._serve(body, timing, send))
 
     async def _serve(self, body: bytes, timing: bool, send: Send) -> None:
         arrived_ns = time.monotonic_ns()
@@ -63,10 +49,6 @@ class GenerationEndpoint:
                 await _whole(parts, submission, reply, sender, timing=timing)
 
 
-class ClientStalled(Exception):
-    """The client took nothing for too long; it counts as gone."""
-
-
 class Sender:
     """One HTTP answer; writes have a deadline: a client that reads nothing must not hold the cluster."""
 
@@ -79,22 +61,15 @@ class Sender:
         """Status line and headers."""
         pairs = [("content-type", content_type), ("x-request-id", self._request_id), *headers]
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
-        await self._put({"type": "http.response.start", "status": 200, "headers": raw})
+        await put(self._send, {"type": "http.response.start", "status": 200, "headers": raw}, self._timeout_s)
 
     async def body(self, data: bytes, *, more: bool) -> None:
         """A part of the body."""
-        await self._put({"type": "http.response.body", "body": data, "more_body": more})
+        await put(self._send, {"type": "http.response.body", "body": data, "more_body": more}, self._timeout_s)
 
     async def event(self, value: object) -> None:
         """One server-sent event."""
         await self.body(b"data: " + msgspec.json.encode(value) + b"\n\n", more=True)
-
-    async def _put(self, message: dict[str, Any]) -> None:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._send(message)
-        except TimeoutError:
-            raise ClientStalled from None
 
 
 async def _whole(
@@ -150,27 +125,4 @@ async def _stream_end(
     await sender.event(reply.chunk(end.text, [], [], end.reason))
     if request.stream_options and request.stream_options.include_usage:
         await sender.event(reply.usage_chunk(usage_of(submission.prompt_tokens, end.done)))
-    comment = b": " + TIMING_HEADER.encode() + b" " + msgspec.json.encode(end.done.timeline) + b"\n\n"
-    await sender.body((comment if timing else b"") + b"data: [DONE]\n\n", more=False)
-
-
-async def _unless_disconnected(work: Coroutine[Any, Any, None], receive: Receive) -> bool:
-    """Run `work`, but cancel it when the client goes away; whether it ran to its end."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            await task
-        return task.done()
-    except ClientStalled:
-        return False
-    finally:
-        for other in (task, gone):
-            other.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    await sender.body((timing_comment(end.done) if timing else b"") + b"data: [DONE]\n\n", more=False)

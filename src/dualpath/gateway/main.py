@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import logging
 import signal
 import socket
 import threading
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvicorn
+from starlette.applications import Starlette
 
 from dualpath.core.address import is_loopback, tcp_endpoint
 from dualpath.core.config import CONTROL, Config
@@ -17,7 +19,8 @@ from dualpath.core.errors import ConfigError
 from dualpath.core.model import ModelSpec
 from dualpath.core.secret import cluster_key
 from dualpath.gateway.app import build_app
-from dualpath.gateway.serve import Limits
+from dualpath.gateway.desk import Limits
+from dualpath.gateway.passthrough import build_passthrough
 from dualpath.gateway.tokenizer import Tokenizer
 from dualpath.scheduler.client import SchedulerClient
 from dualpath.scheduler.zmq_client import ZmqSchedulerClient
@@ -35,11 +38,13 @@ async def run_gateway(
 
     ConfigError: busy port, unknown host, no tokenizer, or another host than loopback without an API key.
     """
-    if api_key == "":
-        raise ConfigError("the API key is empty; give one of some length or none at all")
-    if api_key is None and not is_loopback(host):
-        raise ConfigError(f"host {host} is reachable from other machines; give an API key, or use host 127.0.0.1")
+    _check_key(host, api_key)
     app = build_app(client, Tokenizer.load(Path(spec.path)), api_key=api_key, limits=limits)
+    await serve_app(app, host, port, on_listening)
+
+
+async def serve_app(app: Starlette, host: str, port: int, on_listening: Callable[[int], None] | None = None) -> None:
+    """Serve an app until SIGINT, SIGTERM or cancellation."""
     with listen(host, port) as listener:
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, lifespan="off", ws="none", server_header=False,
@@ -48,6 +53,13 @@ async def run_gateway(
         if on_listening:
             on_listening(listener.getsockname()[1])
         await _serve(_Server(config), listener)
+
+
+def _check_key(host: str, api_key: str | None) -> None:
+    if api_key == "":
+        raise ConfigError("the API key is empty; give one of some length or none at all")
+    if api_key is None and not is_loopback(host):
+        raise ConfigError(f"host {host} is reachable from other machines; give an API key, or use host 127.0.0.1")
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -112,6 +124,7 @@ def tokens_endpoint(config: Config) -> str:
 
 
 async def _run(config: Config) -> None:
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # one line a call to an engine otherwise
     deadline_s = config.limits.start_deadline_s
     key = cluster_key(config.network.key_file)
     client = await ZmqSchedulerClient.connect(config.scheduler_endpoint, tokens_endpoint(config), deadline_s, key)
@@ -119,10 +132,12 @@ async def _run(config: Config) -> None:
         max_concurrent_requests=config.limits.max_concurrent_requests,
         event_timeout_s=config.limits.request_deadline_s,
     )
+    host, port, api_key = config.network.host, config.network.port, config.network.api_key or None
     try:
-        await run_gateway(
-            client, client.spec, config.network.host, config.network.port,
-            api_key=config.network.api_key or None, limits=limits,
-        )  # fmt: skip
+        if config.engine.kind == "reference":
+            await run_gateway(client, client.spec, host, port, api_key=api_key, limits=limits)
+        else:
+            _check_key(host, api_key)
+            await serve_app(build_passthrough(client, api_key=api_key, limits=limits), host, port)
     finally:
         await client.close()

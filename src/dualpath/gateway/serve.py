@@ -3,9 +3,9 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from typing import cast
 
 import msgspec
@@ -13,28 +13,15 @@ import msgspec
 from dualpath.core.errors import RequestError, ServiceError
 from dualpath.core.ids import RequestId
 from dualpath.core.keys import chain_keys, pack_tokens, root_key
-from dualpath.core.model import ModelSpec
-from dualpath.core.report import ClusterReport
 from dualpath.core.request import Done, Sampling, Submission, Tokens
-from dualpath.gateway.metrics import Latencies
+from dualpath.gateway.desk import ClusterDesk, Limits
 from dualpath.gateway.schema import ChatRequest, CompletionRequest
-from dualpath.gateway.timing import History, Stopwatch
+from dualpath.gateway.timing import Stopwatch
 from dualpath.gateway.tokenizer import Tokenizer
 from dualpath.scheduler.client import SchedulerClient
 
 COMPLETION_TOKENS = 16  # OpenAI's default
 CHAT_TOKENS = 512  # ours: memory is reserved for all tokens that may come, so not the rest of the context
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """Bounds of the gateway's queues and waits."""
-
-    max_concurrent_requests: int = 256
-    body_bytes: int = 16 * 2**20
-    body_timeout_s: float = 30.0
-    event_timeout_s: float = 600.0  # longest silence of the cluster within a request
-    send_timeout_s: float = 60.0  # longest time in which a client takes nothing
-    report_timeout_s: float = 5.0
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -53,47 +40,13 @@ class End(msgspec.Struct, frozen=True):
     done: Done
 
 
-class Service:
-    """The gateway's state: one cluster, one tokenizer, counters, and a bound on requests at a time."""
+class Service(ClusterDesk):
+    """Requests for engines that take tokens from us: one tokenizer."""
 
     def __init__(self, client: SchedulerClient, tokenizer: Tokenizer, limits: Limits) -> None:
-        self.limits = limits
-        self.latencies = Latencies()
-        self.history = History()
-        self._client = client
+        super().__init__(client, limits)
         self._tokenizer = tokenizer
-        self._active = 0
         self._encoder = ThreadPoolExecutor(1, "tokenizer")  # one thread: long prompts leave the event loop free
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The served model."""
-        return self._client.spec
-
-    @property
-    def max_tokens_per_request(self) -> int:
-        """The longest prompt + generation: what model, arena and decode engine all can hold."""
-        return min(self.spec.max_context_tokens, self._client.max_request_tokens)
-
-    async def report(self) -> ClusterReport:
-        """The cluster's report within the deadline; ServiceError otherwise."""
-        try:
-            async with asyncio.timeout(self.limits.report_timeout_s):
-                return await self._client.report()
-        except TimeoutError:
-            raise ServiceError("the scheduler did not answer in time") from None
-
-    @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """One of the places for concurrent requests; RequestError 429 when all are taken."""
-        if self._active >= self.limits.max_concurrent_requests:
-            words = f"{self._active} requests are being served already; try again later"
-            raise RequestError(words, status=429, code="too_many_requests")
-        self._active += 1
-        try:
-            yield
-        finally:
-            self._active -= 1
 
     async def prepare(self, request: CompletionRequest | ChatRequest, request_id: str) -> tuple[Submission, list[int]]:
         """Tokens, limits and keys of a request; RequestError when it can never be served."""

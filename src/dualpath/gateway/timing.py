@@ -7,6 +7,12 @@ import msgspec
 from dualpath.core.request import Done, Timeline
 
 REMEMBERED_REQUESTS = 1000
+TIMING_HEADER = "x-dualpath-timing"  # set to 1 by a client that wants the timeline with its answer
+
+
+def timing_comment(done: Done) -> bytes:
+    """A request's timeline as a comment of an event stream."""
+    return b": " + TIMING_HEADER.encode() + b" " + msgspec.json.encode(done.timeline) + b"\n\n"
 
 
 class Spans(msgspec.Struct, frozen=True):
