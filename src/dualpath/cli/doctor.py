@@ -18,6 +18,10 @@ def doctor(
     peer: Annotated[
         list[str] | None, typer.Option(help="Address that another host's doctor --serve printed; may be repeated.")
     ] = None,
+    cluster: Annotated[
+        str, typer.Option(help="Address of a running gateway: prove by one probe that both paths work, and end.")
+    ] = "",
+    api_key: Annotated[str, typer.Option(help="For --cluster.", envvar="DUALPATH_API_KEY")] = "",
     serve: Annotated[bool, typer.Option("--serve", help="Be the peer that another host measures against.")] = False,
     host: Annotated[str, typer.Option(help="This host's address on the compute network.")] = "127.0.0.1",
     transport: Annotated[str, typer.Option(help="auto, tcp, shm or nixl.")] = "auto",
@@ -32,6 +36,9 @@ def doctor(
     Storage rates are cold where storage allows it; figures from the page cache are called so. Without --peer the
     network is loopback.
     """
+    if cluster:
+        _probe(cluster, api_key)
+        return
     key = cluster_key(key_file)
     from dualpath.launch.signals import end_like_ctrl_c
 
@@ -58,6 +65,13 @@ def doctor(
         _write(json, profile)
     if len(profile.links) < len(wanted.peers):
         raise ServiceError("not every peer could be measured; see above")
+
+
+def _probe(url: str, api_key: str) -> None:
+    from dualpath.doctor.probe import probe
+    from dualpath.doctor.show import show_probe
+
+    show_probe(probe(url.rstrip("/"), api_key))
 
 
 def _serve(transport: str, host: str, key: bytes | None, seconds: float) -> None:

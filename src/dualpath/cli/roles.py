@@ -47,8 +47,10 @@ def engine(config: Config, engine: Annotated[str, typer.Argument(help="Engine, s
     _begin(config)
     if engine not in config.engines:
         raise ConfigError(f"no engine {engine!r}; there are {', '.join(config.engines)}")
-    from dualpath.engine.main import run
-
+    if config.engine.kind == "vllm":
+        from dualpath.vllm.main import run
+    else:
+        from dualpath.engine.main import run
     run(config, EngineId(engine))
 
 

@@ -10,6 +10,7 @@ from rich.table import Column, Table
 from dualpath.core.hostprofile import Finding, HostProfile, Link, MemoryRates, Storage
 from dualpath.core.units import format_bytes
 from dualpath.doctor.link import RAW, link_name
+from dualpath.doctor.probe import Probe
 from dualpath.doctor.reads import by_concurrency, ratio
 
 _PLAIN_WIDTH = 160
@@ -58,6 +59,19 @@ def changes(findings: Iterable[Finding]) -> list[str]:
     """What to change, one line a finding that names something."""
     mends = [f"- {each.name} ({each.value}): {each.mend}" for each in findings if each.mend]
     return ["What to change:", *mends] if mends else ["Nothing to change."]
+
+
+def show_probe(found: Probe) -> None:
+    """What each node carried for one request that came from the store."""
+    console = Console(highlight=False, markup=False)
+    table = Table("node", "role", title=f"{found.model}: {found.cached_tokens} of {found.prompt_tokens} tokens cached")
+    for name in ("read from storage", "kept in DRAM", "layers in", "layers out", "blocks in", "blocks out"):
+        table.add_column(name, justify="right")
+    for node in found.carried:
+        lanes = [node.lanes.get(lane, 0) for lane in ("layers_in", "layers_out", "blocks_in", "blocks_out")]
+        table.add_row(node.node, node.role, *(format_bytes(count) for count in (node.read, node.retained, *lanes)))
+    console.print(table)
+    console.print(f"computed in {found.computed_s:.2f} s, loaded in {found.loaded_s:.2f} s, the same answer: it works")
 
 
 def findings_table(topic: str, findings: Iterable[Finding]) -> Table:

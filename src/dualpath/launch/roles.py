@@ -14,13 +14,14 @@ GATEWAY_STAGE, SCHEDULER_STAGE, ENGINE_STAGE, AGENT_STAGE = range(4)  # the orde
 def cluster_roles(config: Config, config_file: Path) -> list[Role]:
     """One scheduler, one gateway, an agent a node, and the engines, which share the machine's cores."""
     engine_threads = max(1, len(os.sched_getaffinity(0)) // len(config.engines))
+    python = (config.engine.kind == "vllm" and config.engine.python) or sys.executable
     return [
         _role("gateway", ["gateway"], config_file, GATEWAY_STAGE, config.host_of(CONTROL)),
         _role("scheduler", ["scheduler"], config_file, SCHEDULER_STAGE, config.host_of(CONTROL)),
         *(
             _role(
                 f"engine {engine}", ["engine", engine], config_file, ENGINE_STAGE, config.host_of(node_of(engine)),
-                threads=engine_threads,
+                threads=engine_threads, python=python,
             )
             for engine in config.engines
         ),
@@ -31,8 +32,11 @@ def cluster_roles(config: Config, config_file: Path) -> list[Role]:
     ]  # fmt: skip
 
 
-def _role(name: str, arguments: list[str], config_file: Path, stage: int, host: Host, *, threads: int = 1) -> Role:
-    command = (*host.launch, sys.executable, "-m", "dualpath", *arguments, "--config", str(config_file))
+def _role(
+    name: str, arguments: list[str], config_file: Path, stage: int, host: Host, *, threads: int = 1,
+    python: str = sys.executable,
+) -> Role:  # fmt: skip
+    command = (*host.launch, python, "-m", "dualpath", *arguments, "--config", str(config_file))
     env = {
         "OMP_NUM_THREADS": str(threads),  # as many threads as cores in every process would fight for them
         "TOKENIZERS_PARALLELISM": "false",
