@@ -117,3 +117,13 @@ def test_the_real_gateway_is_understood(tmp_path: Path) -> None:
             await complete(target, [1], 901)
 
     with_gateway(cluster, use)
+
+
+def test_vllms_answers_are_understood() -> None:
+    top = {"token_id:5": -0.25, "token_id:9": -1.0}
+    choice = {"text": "a", "token_ids": [5], "logprobs": {"top_logprobs": [top]}, "index": 0}
+    last = event(choices=[], usage={"prompt_tokens": 9, "prompt_tokens_details": None})
+    body = event(choices=[choice]) + event(choices=[{"text": "", "token_ids": None}]) + last + DONE
+    head = HEAD.replace(b"\r\n\r\n", b"\r\nX-DualPath-Cached-Tokens: 64\r\n\r\n")
+    answer = served(head + chunked(body, 64), max_tokens=1)
+    assert (answer.tokens, answer.gaps, answer.cached_tokens) == ([5], [0.75], 64)

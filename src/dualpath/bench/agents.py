@@ -2,17 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
-from dualpath.bench.client import Answer, Target, complete
+from dualpath.bench.client import Answer
 from dualpath.core.errors import ServiceError
 from dualpath.core.request import Timeline
 from dualpath.workload import History, Session
 
 WATCH_S = 0.5
+
+Ask = Callable[[list[int], int], Awaitable[Answer]]
+"""Prompt and number of tokens to generate, greedily -> the answer; ServiceError."""
 
 
 class TurnRecord(msgspec.Struct):
@@ -41,18 +44,18 @@ class Replayed(msgspec.Struct):
 
 
 def run_agents(
-    target: Target, sessions: Sequence[Session], starts_s: Sequence[float], *, think: bool,
+    ask: Ask, sessions: Sequence[Session], starts_s: Sequence[float], *, think: bool,
     on_turn: Callable[[], None], check: Callable[[], None],
 ) -> Replayed:  # fmt: skip
     """Run all sessions to their ends; an agent whose request fails stops there.
 
     `check` is called again and again; what it raises ends the run.
     """
-    return asyncio.run(_run(target, sessions, starts_s, think, on_turn, check))
+    return asyncio.run(_run(ask, sessions, starts_s, think, on_turn, check))
 
 
 async def _run(
-    target: Target, sessions: Sequence[Session], starts_s: Sequence[float], think: bool,
+    ask: Ask, sessions: Sequence[Session], starts_s: Sequence[float], think: bool,
     on_turn: Callable[[], None], check: Callable[[], None],
 ) -> Replayed:  # fmt: skip
     clock_s = time.monotonic()
@@ -60,7 +63,7 @@ async def _run(
         _Agent(index, session, clock_s + start_s, clock_s)
         for index, (session, start_s) in enumerate(zip(sessions, starts_s, strict=True))
     ]
-    work = asyncio.create_task(_all(agent.run(target, think, on_turn) for agent in agents))
+    work = asyncio.create_task(_all(agent.run(ask, think, on_turn) for agent in agents))
     watch = asyncio.create_task(_watch(check))
     try:
         await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
@@ -97,7 +100,7 @@ class _Agent:
         self._session = session
         self._clock_s = clock_s
 
-    async def run(self, target: Target, think: bool, on_turn: Callable[[], None]) -> None:
+    async def run(self, ask: Ask, think: bool, on_turn: Callable[[], None]) -> None:
         history = History(self._session)
         await asyncio.sleep(self.start_s - time.monotonic())
         for number, turn in enumerate(self._session.turns):
@@ -105,7 +108,7 @@ class _Agent:
                 await asyncio.sleep(turn.gap_s)
             prompt = history.prompt().tolist()
             try:
-                answer = await complete(target, prompt, turn.gen_tokens)
+                answer = await ask(prompt, turn.gen_tokens)
             except ServiceError as error:
                 self.error = f"agent {self._index}, turn {number}: {error}"
                 return

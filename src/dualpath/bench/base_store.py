@@ -40,8 +40,8 @@ class BaseStore:
     """Blocks in the store of `config`, which no cluster uses while one of these methods runs."""
 
     def __init__(self, config: Config, layout: BlockLayout) -> None:
+        self.layout = layout
         self._path = config.store_of(CONTROL)
-        self._layout = layout
         self._base: set[BlockKey] = set()
 
     def remember(self) -> None:
@@ -79,7 +79,7 @@ class BaseStore:
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[Store]:
-        store = open_store(self._path, self._layout)
+        store = open_store(self._path, self.layout)
         try:
             await store.open()
             yield store

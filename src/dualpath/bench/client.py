@@ -6,8 +6,9 @@ with httpx.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from typing import Any
 
 import msgspec
 
@@ -15,14 +16,27 @@ from dualpath.core.errors import ServiceError
 from dualpath.core.request import Timeline
 
 TIMING_HEADER = "x-dualpath-timing"
+CACHED_HEADER = "x-dualpath-cached-tokens"  # where the engines' own usage does not know
 LONGEST_LINE = 1 << 24  # the first event repeats the prompt's token ids
 
 
-class Choice(msgspec.Struct):
-    """What one event brings."""
+class Logprobs(msgspec.Struct):
+    """The best tokens' log-probabilities, as vLLM has them."""
 
-    token_ids: list[int] = []
+    top_logprobs: list[dict[str, float]] = []
+
+    def gaps(self) -> list[float]:
+        """Between the two best of each token."""
+        best = [sorted(top.values(), reverse=True) for top in self.top_logprobs]
+        return [first - second for first, second, *_ in best]
+
+
+class Choice(msgspec.Struct):
+    """What one event brings; gaps as the reference engine has them, or else as log-probabilities."""
+
+    token_ids: list[int] | None = None
     logit_gaps: list[float] = []
+    logprobs: Logprobs | None = None
 
 
 class Details(msgspec.Struct):
@@ -35,7 +49,7 @@ class Usage(msgspec.Struct):
     """The last event's counts."""
 
     prompt_tokens: int
-    prompt_tokens_details: Details
+    prompt_tokens_details: Details | None = None
 
 
 class Fault(msgspec.Struct):
@@ -60,6 +74,7 @@ class Target(msgspec.Struct, frozen=True):
     port: int
     model: str
     deadline_s: float
+    fields: Mapping[str, Any] = {}  # of the request's body, besides what every engine takes
 
 
 class Answer(msgspec.Struct):
@@ -76,15 +91,18 @@ class Answer(msgspec.Struct):
 _DECODER = msgspec.json.Decoder(Event)
 
 
+VLLM_GAPS = {"logprobs": 2, "return_tokens_as_token_ids": True}  # body fields that make vLLM tell the gaps
+
+
 async def complete(target: Target, prompt: list[int], max_tokens: int) -> Answer:
     """Greedily generate exactly `max_tokens`; ServiceError when that many do not come in time."""
     body = msgspec.json.encode({
         "model": target.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True,
-        "return_token_ids": True, "stream": True, "stream_options": {"include_usage": True},
+        "return_token_ids": True, "stream": True, "stream_options": {"include_usage": True}, **target.fields,
     })  # fmt: skip
     answer = Answer(time.monotonic(), [], [], [], 0)
     try:
-        async with asyncio.timeout(target.deadline_s), aclosing(_events(target, body)) as events:
+        async with asyncio.timeout(target.deadline_s), aclosing(_events(target, body, answer)) as events:
             async for event in events:
                 _take(event, answer)
     except TimeoutError:
@@ -98,15 +116,16 @@ async def complete(target: Target, prompt: list[int], max_tokens: int) -> Answer
 
 def _take(event: Event, answer: Answer) -> None:
     for choice in event.choices:
-        answer.tokens += choice.token_ids
-        answer.gaps += choice.logit_gaps
-        answer.times_s += [time.monotonic()] * len(choice.token_ids)
+        tokens = choice.token_ids or []
+        answer.tokens += tokens
+        answer.gaps += choice.logprobs.gaps() if choice.logprobs else choice.logit_gaps
+        answer.times_s += [time.monotonic()] * len(tokens)
     answer.timeline = event.timeline or answer.timeline
-    if event.usage:
+    if event.usage and event.usage.prompt_tokens_details:
         answer.cached_tokens = event.usage.prompt_tokens_details.cached_tokens
 
 
-async def _events(target: Target, body: bytes) -> AsyncGenerator[Event, None]:
+async def _events(target: Target, body: bytes, answer: Answer) -> AsyncGenerator[Event, None]:
     reader, writer = await asyncio.open_connection(target.host, target.port, limit=LONGEST_LINE)
     try:
         head = (
@@ -115,13 +134,24 @@ async def _events(target: Target, body: bytes) -> AsyncGenerator[Event, None]:
             f"{TIMING_HEADER}: 1\r\n\r\n"
         )
         writer.write(head.encode() + body)
-        status = int((await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)[1])
+        head_of_answer = await reader.readuntil(b"\r\n\r\n")
+        status = int(head_of_answer.split(b" ", 2)[1])
         if status != 200:
             raise ServiceError(f"HTTP {status}: {_refusal(await reader.read())}")
+        answer.cached_tokens = _cached_tokens(head_of_answer)
         async for event in _body(reader):
             yield event
     finally:
         writer.close()
+
+
+def _cached_tokens(head: bytes) -> int:
+    """As a header tells; 0 without it."""
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.lower() == CACHED_HEADER.encode():
+            return int(value)
+    return 0
 
 
 def _event(block: bytes) -> Event:

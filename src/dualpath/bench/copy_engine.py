@@ -25,9 +25,10 @@ class DecodeLegs:
         self._layout = arena.layout
         head_dim = self._layout.token_bytes // (2 * KV_HEADS * DTYPE_BYTES)
         spec = ModelSpec("tiny", "", self._layout, KV_HEADS, KV_HEADS, head_dim, 512, 1 << 20, ())
-        client = SimpleNamespace(arena=arena.memory, engine=EngineId("d0/0"), send=lambda message: None)
+        client = SimpleNamespace(engine=EngineId("d0/0"), send=lambda message: None)
+        shared = SimpleNamespace(arena=arena.memory)
         model = SimpleNamespace(spec=spec, device="cpu")
-        self._engine = DecodeEngine(cast(Any, client), cast(Any, model), cast(Any, None))
+        self._engine = DecodeEngine(cast(Any, client), cast(Any, shared), cast(Any, model), cast(Any, None))
         self._blocks = min(PROMPT_BLOCKS, arena.slots)
         self._running = self._engine._join(self._start(0))
         self._new = np.ones((2, KV_HEADS, self._layout.block_tokens, head_dim), np.float32)

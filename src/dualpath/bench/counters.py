@@ -130,13 +130,28 @@ def spent_between(before: ClusterReport, after: ClusterReport) -> Spent:
 
 def cpu_seconds(pids: Mapping[str, int]) -> dict[str, float]:
     """CPU time so far of the processes by kind ("engine" for "engine p0/0"), and of this one as "client"."""
-    ticks_per_s = os.sysconf("SC_CLK_TCK")
     seconds = {"client": time.process_time()}
     for role, pid in pids.items():
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue  # it has just died; the run's own errors tell of it
-        kind = role.split()[0]
-        seconds[kind] = seconds.get(kind, 0.0) + (int(fields[11]) + int(fields[12])) / ticks_per_s  # user, system
+        kind, found = role.split()[0], [_cpu_seconds(process) for process in family(pid)]
+        if found:
+            seconds[kind] = seconds.get(kind, 0.0) + sum(found)
     return seconds
+
+
+def family(pid: int) -> list[int]:
+    """A process and its children that live: vLLM computes in one. Empty when it has just died."""
+    try:
+        files = list(Path(f"/proc/{pid}/task").glob("*/children"))
+        children = [int(child) for file in files for child in file.read_text().split()]
+    except OSError:
+        return []
+    return [pid, *(member for child in children for member in family(child))] if files else []
+
+
+def _cpu_seconds(pid: int) -> float:
+    """User and system time; 0 when it has just died: the run's own errors tell of it."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import msgspec
 from dualpath import __version__
 from dualpath.bench.agents import Replayed, run_agents
 from dualpath.bench.base_store import BaseStore, private_place
+from dualpath.bench.client import complete
 from dualpath.bench.counters import Cost, Meter
 from dualpath.bench.display import Display, Line
 from dualpath.bench.experiment import Experiment, check, cluster_config
@@ -57,7 +59,8 @@ def measure(config: Config, experiment: Experiment) -> tuple[Result, list[Measur
         spec = served_spec(config)
         sessions = load_sessions(experiment, spec)
         with Display() as display:
-            measured = _Replay(config, experiment, sessions, spec.layout, display).run()
+            store = _filled_store(config, experiment, sessions, spec.layout, display)
+            measured = _Replay(config, experiment, sessions, store, display).run()
     runs = [one.run for one in measured]
     result = Result(
         runs=runs,
@@ -71,33 +74,37 @@ def measure(config: Config, experiment: Experiment) -> tuple[Result, list[Measur
     return result, measured
 
 
+def _filled_store(
+    config: Config, experiment: Experiment, sessions: list[Session], layout: BlockLayout, display: Display
+) -> BaseStore:
+    """The store with the first contexts, if they are to be there. How vLLM's blocks lie only its servers know."""
+    if experiment.warm or config.engine.kind == "vllm":
+        line = display.line("first contexts", 0)
+        line.begin()
+        layout = fill_store(config, sessions if experiment.warm else [])
+        line.end()
+    store = BaseStore(config, layout)
+    store.remember()
+    return store
+
+
 class _Replay:
     def __init__(
-        self, config: Config, experiment: Experiment, sessions: list[Session], layout: BlockLayout, display: Display
+        self, config: Config, experiment: Experiment, sessions: list[Session], store: BaseStore, display: Display
     ) -> None:
         self._config = config
         self._experiment = experiment
         self._sessions = sessions
         self._turns = sum(len(session.turns) for session in sessions)
-        self._block_tokens = layout.block_tokens
-        self._store = BaseStore(config, layout)
+        self._store = store
         self._display = display
 
     def run(self) -> list[Measured]:
         """All pairs of all policies, in order."""
         try:
-            self._fill()
             return self._compare()
         finally:
             self._store.remove()
-
-    def _fill(self) -> None:
-        if self._experiment.warm:
-            line = self._display.line("first contexts", 0)
-            line.begin()
-            fill_store(self._config, self._sessions)
-            line.end()
-        self._store.remember()
 
     def _compare(self) -> list[Measured]:
         runs: list[Measured] = []
@@ -108,7 +115,8 @@ class _Replay:
                 replayed, cost = self._measure(config, self._display.line(policy, self._turns))
                 first = first or replayed
                 run = summarise(
-                    policy, pair, config.cluster.topology, replayed, first, cost, block_tokens=self._block_tokens,
+                    policy, pair, config.cluster.topology, replayed, first, cost,
+                    block_tokens=self._store.layout.block_tokens,
                     rate_bytes_per_s=config.snic_bytes_per_s, cnic_bytes_per_s=config.cnic_bytes_per_s,
                 )  # fmt: skip
                 runs.append(Measured(run, replayed, cost))
@@ -121,7 +129,7 @@ class _Replay:
             check_capacity(cluster, self._sessions)
             line.begin()
             replayed = run_agents(
-                target_of(cluster), self._sessions, start_times(self._experiment),
+                partial(complete, target_of(cluster)), self._sessions, start_times(self._experiment),
                 think=self._experiment.think or self._experiment.aps is not None,
                 on_turn=line.advance, check=cluster.check,
             )  # fmt: skip

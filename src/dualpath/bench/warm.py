@@ -5,36 +5,41 @@ from collections.abc import Sequence
 
 import httpx
 
-from dualpath.bench.client import Target, complete
+from dualpath.bench.client import VLLM_GAPS, Target, complete
 from dualpath.bench.counters import settled_report
 from dualpath.bench.experiment import UNTHROTTLED, cluster_config
 from dualpath.bench.sessions import longest_request
 from dualpath.core.config import Config
 from dualpath.core.errors import ConfigError, ServiceError
+from dualpath.core.layout import BlockLayout
+from dualpath.core.secret import cluster_key
 from dualpath.launch.local import LocalCluster
+from dualpath.scheduler.zmq_client import ZmqSchedulerClient
 from dualpath.workload import History, Session
 
 AT_ONCE = 4
+ASK_S = 10.0
 
 
-def fill_store(config: Config, sessions: Sequence[Session]) -> None:
+def fill_store(config: Config, sessions: Sequence[Session]) -> BlockLayout:
     """Compute all first prompts in a cluster without software throttles and wait until their blocks are durable.
 
-    A block that finds the write-back queue full is not written. So there is a second pass, one prompt after the
-    other, if any was skipped; ServiceError if that does not help.
+    Returns how its blocks lie. A block that finds the write-back queue full is not written. So there is a second pass,
+    one prompt after the other, if any was skipped; ServiceError if that does not help.
     """
     with LocalCluster(cluster_config(config, UNTHROTTLED)) as cluster:
         target = target_of(cluster)
         heartbeat_s = cluster.config.limits.heartbeat_s
         settled_report(cluster.url, heartbeat_s)  # by then the gateway knows what the nodes that joined can hold
         check_capacity(cluster, sessions)
+        layout = asyncio.run(_layout(cluster))
         skipped = 0
         for at_once in (AT_ONCE, 1):
             asyncio.run(_compute(target, sessions, at_once))
             report = settled_report(cluster.url, heartbeat_s, durable=True)
             now_skipped = sum(node.writes_skipped for node in report.nodes)
             if now_skipped == skipped:
-                return
+                return layout
             skipped = now_skipped
     raise ServiceError("the first contexts do not fit the write-back queue; raise --arena or --write-share")
 
@@ -42,7 +47,9 @@ def fill_store(config: Config, sessions: Sequence[Session]) -> None:
 def target_of(cluster: LocalCluster) -> Target:
     """Where a running cluster's clients send their requests."""
     config = cluster.config
-    return Target(config.network.host, config.network.port, config.served_name, config.limits.request_deadline_s)
+    fields = VLLM_GAPS if config.engine.kind == "vllm" else {}
+    network, deadline_s = config.network, config.limits.request_deadline_s
+    return Target(network.host, network.port, config.served_name, deadline_s, fields)
 
 
 def check_capacity(cluster: LocalCluster, sessions: Sequence[Session]) -> None:
@@ -54,6 +61,19 @@ def check_capacity(cluster: LocalCluster, sessions: Sequence[Session]) -> None:
             f"the longest request needs {longest} tokens, the cluster takes {limit}; raise --arena, --kv-tokens "
             "and --window-tokens, or lower --max-context"
         )
+
+
+async def _layout(cluster: LocalCluster) -> BlockLayout:
+    """As the scheduler knows it: vLLM's servers tell it only when they have joined."""
+    config = cluster.config
+    key = cluster_key(config.network.key_file)
+    client = await ZmqSchedulerClient.connect(
+        config.scheduler_endpoint, f"ipc://{config.run_path}/replay-tokens.sock", ASK_S, key=key
+    )
+    try:
+        return client.spec.layout
+    finally:
+        await client.close()
 
 
 async def _compute(target: Target, sessions: Sequence[Session], at_once: int) -> None:
