@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str] | None] = {  # folder -> other folders of the pac
     "transport": {"core"},
     "node": {"control", "core", "protocol", "store", "transport"},
     "engine": {"control", "core", "policy", "node"},
-    "vllm": {"core", "node"},
+    "vllm": {"control", "core", "node"},
     "scheduler": {"control", "core", "policy", "protocol"},
     "gateway": {"core", "scheduler"},
     "workload": {"core"},
@@ -34,7 +34,10 @@ MAY_IMPORT: dict[str, set[str] | None] = {  # folder -> other folders of the pac
     "testing": {"core", "store", "transport", "workload"},
     "cli": ANY,
 }
-MAIN_MAY_ALSO = {"scheduler": {"store"}}  # a main.py puts its process together: the index is rebuilt from the store
+MAIN_MAY_ALSO = {
+    "scheduler": {"store"},
+    "vllm": {"launch"},
+}  # a main.py puts its process together: the index is rebuilt from the store
 PURE = {"core", "policy", "protocol"}
 IMPURE_MODULES = {
     "asyncio",
