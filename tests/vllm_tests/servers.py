@@ -1,15 +1,16 @@
 """Real vLLM servers for tests: a plain one that says what is right, and clusters of ours."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import msgspec
@@ -24,6 +25,7 @@ from dualpath.scheduler.zmq_client import ZmqSchedulerClient
 PYTHON = os.environ.get("DUALPATH_VLLM_PYTHON", "")
 ABSENT = "no vLLM: `make test-vllm` installs it and runs these tests"
 MAX_TOKENS = 1536
+START_S = 240.0
 SERVER = (
     f"--dtype float32 --enforce-eager --block-size 64 --max-model-len {MAX_TOKENS} --max-num-seqs 16 "
     "--enable-auto-tool-choice --tool-call-parser hermes"
@@ -47,7 +49,7 @@ def cluster(folder: Path, store: Path, arguments: str = "", **sections: dict[str
         "engine": {"kind": "vllm", "python": PYTHON, "arguments": f"{SERVER} {arguments}"},
         "storage": {"path": str(store), "arena": "256MiB"},
         "network": {"port": 0},
-        "limits": {"start_deadline_s": 240.0},
+        "limits": {"start_deadline_s": START_S},
     }
     for name, values in sections.items():
         overrides[name] = {**overrides.get(name, {}), **values}
@@ -58,32 +60,56 @@ def cluster(folder: Path, store: Path, arguments: str = "", **sections: dict[str
 @contextmanager
 def plain_server(folder: Path, log: Path) -> Iterator[str]:
     """The address of a vLLM server without any connector."""
-    port = free_port("127.0.0.1", 0)
-    command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--served-model-name"]
-    command += ["model", "--port", str(port), "--host", "127.0.0.1", *SERVER.split(), "--no-enable-prefix-caching"]
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=file, env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        )  # fmt: skip
-    try:
-        _await(process, f"http://127.0.0.1:{port}/health", log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with Server(folder, log, f"{SERVER} --no-enable-prefix-caching") as server:
+        server.wait_ready()
+        yield server.url
 
 
-def _await(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline_s = time.monotonic() + 240
-    while time.monotonic() < deadline_s and process.poll() is None:
-        try:
-            if httpx.get(url, timeout=2, trust_env=False).is_success:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.2)
-    raise AssertionError(f"the plain server did not start:\n{log.read_text()[-3000:]}")
+class Server:
+    """A vLLM server as an operator starts it."""
+
+    def __init__(self, folder: Path, log: Path, arguments: str, transfer: dict[str, Any] | None = None) -> None:
+        """`transfer`: value of --kv-transfer-config; the server's own url is added to its extra config."""
+        port = free_port("127.0.0.1", 0)
+        self.url, self.log = f"http://127.0.0.1:{port}", log
+        command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+        command += ["--served-model-name", "model", "--port", str(port), "--host", "127.0.0.1", *arguments.split()]
+        if transfer:
+            extra = {"url": self.url, **transfer["kv_connector_extra_config"]}
+            command += ["--kv-transfer-config", json.dumps({**transfer, "kv_connector_extra_config": extra})]
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                command, stdout=file, stderr=file, env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def wait_ready(self) -> None:
+        """Until it serves."""
+        deadline_s = time.monotonic() + START_S
+        while time.monotonic() < deadline_s and self.process.poll() is None:
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/health", timeout=2, trust_env=False).is_success:
+                    return
+            time.sleep(0.2)
+        raise AssertionError(f"the server did not start:\n{self.log.read_text()[-3000:]}")
+
+    def refusal(self) -> str:
+        """What a server that does not start says."""
+        assert self.process.wait(START_S) != 0
+        return self.log.read_text()
+
+    def metric(self, name: str) -> float:
+        """Sum over a family's labels."""
+        text = httpx.get(f"{self.url}/metrics", timeout=10, trust_env=False).text
+        return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} ")))
 
 
 def complete(url: str, prompts: Sequence[str | list[int]], tokens: int = 24, **fields: Any) -> list[Answer]:

@@ -7,6 +7,7 @@ import httpx
 import openai
 import pytest
 
+from dualpath.doctor.probe import PROMPT_TOKENS, probe
 from dualpath.launch.local import LocalCluster
 from vllm_tests.servers import decode_urls
 
@@ -88,3 +89,10 @@ def test_refusals_are_vllms_own_and_the_rest_passes_through(running: LocalCluste
         assert "vllm:dualpath_loaded_bytes_total" in theirs
         metrics = http.get("/metrics").text
         assert 'dualpath_storage_read_bytes_total{node="d0"' in metrics
+
+
+def test_doctor_proves_that_the_pair_works(running: LocalCluster) -> None:
+    found = probe(running.url)
+    assert found.cached_tokens == PROMPT_TOKENS // 64 * 64
+    assert {each.role for each in found.carried} == {"prefill", "decode"}
+    assert sum(each.read + each.retained for each in found.carried) > 0

@@ -109,19 +109,7 @@ def _last_context(replayed: Replayed, agent: int) -> int:
 
 def _show(found: Comparison) -> None:
     table = Table(title=f"{found.ours.runs[0].topology}, {found.ours.runs[0].turns} turns")
-    for column in (
-        "",
-        "JCT",
-        "x NIXL",
-        "x base",
-        "TTFT p50",
-        "TPOT p50",
-        "hit rate",
-        "SNIC use",
-        "CPU",
-        "apart",
-        "errors",
-    ):
+    for column in COLUMNS:
         table.add_column(column, justify="right")
     nixl, base_s = found.nixl, found.ours.runs[0].jct_s
     ttft_s, tpot_s = (percentiles([getattr(turn, name) for turn in nixl.turns])[0] for name in ("ttft_s", "tpot_s"))
@@ -135,9 +123,7 @@ def _show(found: Comparison) -> None:
         for run in found.ours.runs
     ]  # fmt: skip
     for row in rows:
-        table.add_row(
-            *(f"{cell:.3f}" if isinstance(cell, float) else "-" if cell is None else str(cell) for cell in row)
-        )
+        table.add_row(*map(_cell, row))
     console = Console(highlight=False)
     console.print(table)
     share = found.cache_tokens / found.working_set_tokens

@@ -24,7 +24,7 @@ class EngineHello(Message, frozen=True):
     engine: EngineId  # empty: the agent names a free one
     role: Role | None  # None: whatever its node is
     spec: ModelSpec
-    kv_tokens: int
+    kv_tokens: int  # as in wire.EngineJoined
     window_tokens: int  # of one half of a prefill engine's window
     process_tokens_per_s: float
     ranks: int = 1  # processes that share the window, each with its shard of every layer block

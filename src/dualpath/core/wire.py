@@ -120,7 +120,7 @@ class EngineJoined(Message, frozen=True):
     """An engine attached to the node."""
 
     engine: EngineId
-    kv_tokens: int  # what one request may have: decode of KV memory, prefill of the window
+    kv_tokens: int  # KV memory; of a reference prefill engine: its window, which bounds a request
     process_tokens_per_s: float
     url: str = ""
 

@@ -169,18 +169,17 @@ class DualPathConnector(KVConnectorBase_V1):
         shards = {rank: shape for rank, shape in metadata.items() if isinstance(shape, ShardShape)}
         spec = model_spec(self._config, self._kv_cache_config, shards, self._extra)
         scheduler = self._config.scheduler_config
-        tokens = self._kv_cache_config.num_blocks * self._grid.vllm_tokens
+        kv_tokens = (self._kv_cache_config.num_blocks - 1) * self._grid.vllm_tokens  # vLLM keeps block 0 for itself
         size = self._grid.block_tokens
         window = self._config.model_config.max_model_len + scheduler.max_num_batched_tokens
         window = -(-window // size) * size + 2 * size * (scheduler.max_num_seqs + 2)
-        capacity = min(tokens, self._config.model_config.max_model_len)
         role = ROLES[self._kv_transfer_config.kv_role]
         hello = engine_wire.EngineHello(
             wire.PROTOCOL_VERSION,
             EngineId(""),
             role,
             spec,
-            capacity,
+            kv_tokens,
             window,
             FIRST_RATE,
             len(shards),
