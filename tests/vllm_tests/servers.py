@@ -30,7 +30,10 @@ SERVER = (
     f"--dtype float32 --enforce-eager --block-size 64 --max-model-len {MAX_TOKENS} --max-num-seqs 16 "
     "--enable-auto-tool-choice --tool-call-parser hermes"
 )
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # starts sooner; servers with several ranks have processes all the same
+}  # fmt: skip
 
 
 @dataclass

@@ -22,7 +22,7 @@ from vllm_tests.test_vllm_right_tokens import assert_equal
 
 CACHE_TOKENS = 1536  # of each server: about four of the requests below
 SMALL = (
-    f"{SERVER} --block-size 16 --num-gpu-blocks-override {CACHE_TOKENS // 16 + 1} --max-num-batched-tokens 256 "
+    f"{SERVER} --block-size 32 --num-gpu-blocks-override {CACHE_TOKENS // 32 + 1} --max-num-batched-tokens 256 "
     "--disable-hybrid-kv-cache-manager --enable-scale-out"
 )
 TWO_RANKS = "--tensor-parallel-size 2"
@@ -128,7 +128,6 @@ def test_servers_that_do_not_fit_are_refused_with_the_mend(by_hand: ByHand, tmp_
         "no agent": (by_hand.server("p7", tmp_path / "no agent", SMALL), "is it running"),
         "role": (by_hand.server("d0", tmp_path / "role", SMALL, kv_role="kv_producer"), "this is a decode node"),
         "ranks": (by_hand.server("d0", tmp_path / "ranks", SMALL), "ranks=1"),
-        "policy": (by_hand.server("d0", tmp_path / "policy", SMALL, kv_load_failure_policy="fail"), '"recompute"'),
     }
     with ExitStack() as ends:
         for server, _ in wanted.values():

@@ -9,6 +9,8 @@ The environment of --vllm-python needs NIXL besides: pip install --no-deps nixl 
 import asyncio
 import os
 import random
+import signal
+import sys
 import tempfile
 import time
 from functools import partial
@@ -124,7 +126,7 @@ def _show(found: Comparison) -> None:
     ]  # fmt: skip
     for row in rows:
         table.add_row(*map(_cell, row))
-    console = Console(highlight=False)
+    console = _console()
     console.print(table)
     share = found.cache_tokens / found.working_set_tokens
     console.print(
@@ -133,6 +135,10 @@ def _show(found: Comparison) -> None:
     for messages in (nixl.errors, *(run.error_messages for run in found.ours.runs)):
         for message in messages:
             console.print(message, markup=False)
+
+
+def _console() -> Console:
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def _cell(value: object) -> str:
@@ -212,7 +218,7 @@ def _show_rounds(found: dict[str, list[Round]]) -> None:
             median(one.tokens_per_s / base.tokens_per_s for one, base in pairs),
         )  # fmt: skip
         table.add_row(name, *(f"{figure:.3f}" for figure in figures))
-    Console(highlight=False).print(table)
+    _console().print(table)
 
 
 def _config(python: str, model: str, arguments: str, topology: str, **sections: dict[str, Any]) -> Config:
@@ -228,4 +234,5 @@ def _config(python: str, model: str, arguments: str, topology: str, **sections: 
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # servers are ended then, too
     app()
