@@ -8,16 +8,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dualpath.core import wire
 from dualpath.core.config_file import load_config
 from dualpath.core.errors import ConfigError
-from dualpath.core.ids import EngineId
+from dualpath.core.ids import EngineId, RequestId
 from dualpath.core.keys import chain_keys, fill_placeholders, pack_tokens
+from dualpath.core.layout import BlockLayout
+from dualpath.core.request import Sampling
 from dualpath.vllm import version
 from dualpath.vllm.job import Grid, grant_of, sequences_of, shifted
 from dualpath.vllm.layout import check_supported, model_spec, stored_block_tokens
 from dualpath.vllm.main import arguments
+from dualpath.vllm.planner import Planner
 from dualpath.vllm.shard import KvShard
-from dualpath.vllm.step import Pairs, ShardShape, StepDone
+from dualpath.vllm.step import Pairs, Session, ShardShape, StepDone
 
 
 @pytest.mark.parametrize(("vllm", "wanted", "stored"), [(16, None, 64), (64, None, 64), (128, None, 128), (16, 48, 48)])
@@ -200,3 +204,33 @@ def test_the_operators_arguments_come_last(monkeypatch: pytest.MonkeyPatch) -> N
     assert "secret" not in " ".join(line)
     assert '"agent": "/run/x/agent-d0.sock"' in " ".join(line)
     assert '"model_version": "v7"' in " ".join(line)
+
+
+def planner(sent: list[wire.Message]) -> Planner:
+    layout = BlockLayout(model="m", n_layers=2, block_tokens=8, token_bytes=4, dtype="float32", memory="x")
+    made = Planner(Grid(8, 4), layout, 64, "http://here", sent.append, lambda reply_to, ready: None)
+    made.attached(Session(1, EngineId("p0/0")))
+    return made
+
+
+@pytest.mark.parametrize("completed", [True, False])
+def test_a_prefill_that_was_cut_short_is_said_so(completed: bool) -> None:
+    sent: list[wire.Message] = []
+    made, tokens = planner(sent), list(range(20))
+    start = wire.StartPrefill(7, EngineId("p0/0"), RequestId("r"), pack_tokens(tokens), 8, 1, Sampling(), "ipc:///x")
+    made.receive(start)
+    request = SimpleNamespace(
+        request_id="a", kv_transfer_params={"dualpath": {"grant": 7}}, all_token_ids=tokens, num_prompt_tokens=20,
+        num_computed_tokens=8,
+    )  # fmt: skip
+    assert made.matched(request, 0) == (8, False)
+    made.allocated(request, [1, 2, 3, 4, 5], 8)
+    state = SimpleNamespace(resolve_block_ids=lambda name: ([1, 2, 3, 4, 5],))
+    if completed:
+        plan = made.plan_step(SimpleNamespace(num_scheduled_tokens={"a": 12}, kv_connector_block_state=state))
+        assert plan.stream is not None
+        assert plan.stream.fill.blocks == [1, 2]
+        assert plan.stream.push.blocks == [3, 4, 5]
+    made.finished(request, [1, 2, 3, 4, 5], completed=completed, capped=False)
+    last = sent[-1]
+    assert last == (wire.PrefillFinished(7, 0, 0) if completed else wire.StepFailed(7, "prefill aborted"))

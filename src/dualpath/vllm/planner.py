@@ -338,13 +338,14 @@ class Planner:
             return True
 
     def _prefilled(self, tracked: Tracked, completed: bool) -> None:
+        """A prompt is computed; or it was aborted, perhaps by an operator: then another attempt must follow."""
         job = tracked.job
-        if completed and self._live(job):
-            if job.streamed_tokens >= job.prompt_tokens:
+        if self._live(job):
+            if completed and job.streamed_tokens >= job.prompt_tokens:
                 self._load.prefilled(job.prompt_tokens)
                 self._send(wire.PrefillFinished(job.grant, 0, 0))
             else:
-                self._send(wire.StepFailed(job.grant, "prefill incomplete"))
+                self._send(wire.StepFailed(job.grant, "prefill incomplete" if completed else "prefill aborted"))
         self._let_go(job)
 
     def _ended(self, tracked: Tracked) -> None:
