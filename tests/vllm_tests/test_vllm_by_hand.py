@@ -126,7 +126,6 @@ def answers_to_pairs(url: str, pairs: list[list[list[int]]]) -> list[list[str]]:
 def test_servers_that_do_not_fit_are_refused_with_the_mend(by_hand: ByHand, tmp_path: Path) -> None:
     wanted = {
         "no agent": (by_hand.server("p7", tmp_path / "no agent", SMALL), "is it running"),
-        "role": (by_hand.server("d0", tmp_path / "role", SMALL, kv_role="kv_producer"), "this is a decode node"),
         "ranks": (by_hand.server("d0", tmp_path / "ranks", SMALL), "ranks=1"),
     }
     with ExitStack() as ends:

@@ -16,7 +16,7 @@ from dualpath.launch.local import LocalCluster
 from dualpath.store.base import Store
 from dualpath.store.open import open_store
 from vllm_tests.servers import Answer, choose_policy, complete, report, settled, spec_of, tokens_of
-from vllm_tests.test_vllm_right_tokens import assert_equal, conversations, passage
+from vllm_tests.test_vllm_right_tokens import TIE, assert_equal, conversations, passage
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -54,9 +54,8 @@ def test_loaded_kv_is_used_and_a_damaged_block_is_not(running: LocalCluster, pla
     edit_block(running, tokens, zero_a_layer)
     zeroed = complete(running.url, [prompt])
     assert zeroed[0].cached > 0
-    assert zeroed[0].ids != want[0].ids, (
-        "with a layer zeroed the answer must change: loaded KV is what is computed with"
-    )
+    moved = max(abs(a - b) for a, b in zip(zeroed[0].gaps, want[0].gaps, strict=True))
+    assert zeroed[0].ids != want[0].ids or moved > 10 * TIE, "loaded KV is what is computed with: a lost layer shows"
     file = max(Path(running.config.storage.path).rglob("*"), key=lambda p: (p.is_file(), p.stat().st_mtime_ns))
     data = bytearray(file.read_bytes())
     data[-5 * layer : -4 * layer] = bytes(layer)

@@ -39,8 +39,8 @@ def test_tokens_equal_plain_vllm(running: LocalCluster, plain: str, policy: str)
     print(f"seed {seed}")
     choose_policy(running, policy)
     before = {node.node: node.read_bytes for node in report(running.url).nodes}
-    prompts = [""] * 5
-    agents = conversations(seed, agents=5, turns=3, words=110)
+    prompts = [""] * 4
+    agents = conversations(seed, agents=4, turns=3, words=90)
     hits = 0
     for turn in range(3):
         prompts = [prompt + agent[turn] for prompt, agent in zip(prompts, agents, strict=True)]
@@ -48,7 +48,7 @@ def test_tokens_equal_plain_vllm(running: LocalCluster, plain: str, policy: str)
         assert_equal(got, complete(plain, prompts), f"{policy}, turn {turn}")
         hits += sum(answer.cached > 0 for answer in got)
         settled(running.url)
-    assert hits >= 10, "every agent's second and third turn finds its first"
+    assert hits >= 8, "every agent's second and third turn finds its first"
     read = {node.node: node.read_bytes - before[node.node] for node in report(running.url).nodes}
     assert read["p0"] > 0
     assert (read["d0"] > 0) == (policy != "prefill-only"), read

@@ -1,6 +1,9 @@
 """HTTP to the engines that are servers of their own: rendering of prompts, calls, and what is merely passed on."""
 
+import asyncio
 import itertools
+import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,7 +13,9 @@ import msgspec
 
 from dualpath.core.errors import ServiceError
 
+log = logging.getLogger("dualpath.gateway")
 CONNECT_S = 5.0
+RETRY_S = 0.5
 RENDERABLE = ("/v1/completions", "/v1/chat/completions")
 
 
@@ -60,6 +65,7 @@ class Servers:
             headers["authorization"] = f"Bearer {api_key}"
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_S)
         self.http = httpx.AsyncClient(limits=limits, timeout=timeout, headers=headers, trust_env=False)
+        self._patience_s = timeout_s
         self._urls = urls
         self._turns = itertools.count()
 
@@ -72,7 +78,7 @@ class Servers:
 
     async def render(self, path: str, body: Mapping[str, Any]) -> list[Rendered]:
         """The prompts of a request to `path`. Refusal when the server does not take it."""
-        response = await self.http.post(f"{self.any()}{path}/render", content=msgspec.json.encode(body), headers=JSON)
+        response = await self._rendering(path, msgspec.json.encode(body))
         if response.status_code == httpx.codes.FORBIDDEN and b"scale-out" in response.content:
             raise ServiceError("the vLLM servers do not render prompts; start them with --enable-scale-out")
         if response.status_code != httpx.codes.OK:
@@ -80,6 +86,18 @@ class Servers:
         kind = list[Rendered] if path == "/v1/completions" else Rendered
         found: Any = msgspec.json.decode(response.content, type=kind)
         return found if isinstance(found, list) else [found]
+
+    async def _rendering(self, path: str, body: bytes) -> httpx.Response:
+        """Of whichever server answers: one that has just died, or is not back yet, costs time only."""
+        deadline_s = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return await self.http.post(f"{self.any()}{path}/render", content=body, headers=JSON)
+            except (httpx.TransportError, ServiceError) as error:
+                if time.monotonic() > deadline_s:
+                    raise ServiceError(f"no decode server answers: {error or repr(error)}; try again later") from None
+                log.warning("no prompt rendered, trying again: %s", error or repr(error))
+            await asyncio.sleep(RETRY_S)
 
     @asynccontextmanager
     async def call(
