@@ -15,6 +15,7 @@ from typing import Any, Self
 import httpx
 import msgspec
 
+from dualpath.bench.client import VLLM_GAPS
 from dualpath.core.config_file import load_config, save_config
 from dualpath.core.model import ModelSpec
 from dualpath.core.report import ClusterReport
@@ -120,7 +121,7 @@ def complete(url: str, prompts: Sequence[str | list[int]], tokens: int = 24, **f
 
     async def one(http: httpx.AsyncClient, prompt: str | list[int]) -> Answer:
         body = {"model": "model", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "return_token_ids": True}
-        response = await http.post(f"{url}/v1/completions", json={**body, "ignore_eos": True, "logprobs": 2, **fields})
+        response = await http.post(f"{url}/v1/completions", json={**body, "ignore_eos": True, **VLLM_GAPS, **fields})
         assert response.status_code == 200, response.text
         choice = response.json()["choices"][0]
         best = [sorted(top.values(), reverse=True) for top in choice["logprobs"]["top_logprobs"]]
