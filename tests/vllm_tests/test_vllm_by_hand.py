@@ -57,8 +57,8 @@ def tiny() -> Path:
 @pytest.fixture(scope="module")
 def by_hand(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ByHand]:
     folder = tmp_path_factory.mktemp("by-hand")
-    running = cluster(tiny, folder / "store", scheduling={"read_policy": "split"}, storage={"arena": "64MiB"})
-    running._make_roles = without_engines
+    whole = cluster(tiny, folder / "store", scheduling={"read_policy": "split"}, storage={"arena": "64MiB"})
+    running = LocalCluster(whole.config, make_roles=without_engines)
     with ExitStack() as ends:
         ends.callback(running.stop)
         running.start()
