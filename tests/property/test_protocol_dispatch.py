@@ -7,6 +7,7 @@ arenas and values at the thresholds are common.
 import random
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,9 @@ EVENTS = {
 }  # fmt: skip
 
 
+pytestmark = pytest.mark.replaces_code
+
+
 class Pair:
     """Both machines, and the random walk of events."""
 
@@ -42,6 +46,7 @@ class Pair:
         self.indexed = ClusterMachine(settings_, self._look_up)
         self.plain = ClusterMachine(settings_, self._look_up)
         self.plain._dispatcher = PlainDispatcher(settings_, self.plain._maker, self.plain.members)  # type: ignore
+        self.plain.waiting = self.plain._dispatcher.waiting
         self.kv = self.rng.choice([30, 60, 200])
         self.slots = self.rng.choice([12, 30, 100])
         for node in NODES:

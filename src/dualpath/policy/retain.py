@@ -47,6 +47,8 @@ class Retention:
 
         What it kept before is replaced: elsewhere that is evicted, here it is the beginning of the new run.
         """
+        if not self._capacity:
+            return []
         blocks = min(blocks, self._capacity)
         evicted = []
         if self._places.get(session, node) != node:

@@ -100,7 +100,8 @@ class Dispatcher:
             if not node.engines or not self._members.is_current(node):
                 self._drop_group(node.node)
             else:
-                self._queues.setdefault(node.node, DecodeQueue())
+                if node.node not in self._queues:
+                    self._queues[node.node] = DecodeQueue()
                 self._queue_changed(node.node)
         changed.clear()
 
@@ -166,12 +167,16 @@ class Dispatcher:
     # the walk --------------------------------------------------------------------------------------------------------
 
     def _walk(self, prefill: EngineId | None) -> list[Attempt]:
-        """Through the groups' next requests in order of arrival, as far as they can start or may be passed."""
+        """Through the groups' next requests in order of arrival, as far as they can start or may be passed.
+
+        `prefill` is for the first that starts.
+        """
         walk = _Walk(self._open)
         while (group := walk.next_group()) is not None:
             placed = self._queues[group].placement(walk.tried.setdefault(group, 0))
             if placed is None:  # no KV memory for it, nor for all behind it there; other groups go on
                 continue
+            prefill = prefill or self._choose_prefill()
             if prefill is None:
                 break
             walk.tried[group] += 1
@@ -179,7 +184,7 @@ class Dispatcher:
             attempt = self._maker.make(placed.request, prefill, placed.engine)
             if attempt:
                 walk.start(attempt)
-                prefill = self._choose_prefill()
+                prefill = None  # chosen anew for the next, if there is one
             else:
                 walk.passed.append(placed.request)
             if walk.must_stop(self._overtake_limit):

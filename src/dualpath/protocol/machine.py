@@ -13,7 +13,7 @@ lets nobody write into its arena under a grant from then.
 """
 
 import heapq
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +27,7 @@ from dualpath.protocol.making import AttemptMaker, Hit, LookUp
 from dualpath.protocol.membership import Engine, Membership, Node
 from dualpath.protocol.request import Attempt, Phase
 from dualpath.protocol.settings import Settings
-from dualpath.protocol.waiting import Waiting, WaitingRoom
+from dualpath.protocol.waiting import Waiting
 
 __all__ = ["ClusterMachine", "Hit", "LookUp", "Settings"]
 
@@ -73,38 +73,29 @@ class ClusterMachine:
         self.any_read_ns = 0  # time in which any planned read was waiting or running
         self._maker = AttemptMaker(settings, look_up, self.members)
         self._dispatcher = Dispatcher(settings, self._maker, self.members)
+        self.decisions = self._maker.decisions  # by kind: "prefill:p0/0", "decode:d0/0", "read:split"
+        self.waiting = self._dispatcher.waiting  # requests that have no running attempt
         self._handlers: dict[type, Callable[[Any], None]] = {kind: getattr(self, name) for kind, name in _ON.items()}
         self._running: dict[RequestId, int] = {}
         self._deadlines: list[tuple[int, int]] = []  # heap of (deadline, grant); stale entries are put back
-        self._commands: deque[ev.Command] = deque()
+        self._commands: list[ev.Command] = []
         self._arrivals = 0
         self._now_ns = 0
-        self._reading = False
         self._capacity_tokens = 0  # what a request was last held against
         self._unchecked: list[Waiting] = []  # those that were not
 
     # the interface of every machine ------------------------------------------------------------------------------
 
-    @property
-    def decisions(self) -> Counter[str]:
-        """Decisions by kind: "prefill:p0/0", "decode:d0/0", "read:split"."""
-        return self._maker.decisions
-
-    @property
-    def waiting(self) -> WaitingRoom:
-        """Requests that have no running attempt, in order of arrival."""
-        return self._dispatcher.waiting
-
     def receive(self, event: ev.Event, *, now_ns: int) -> None:
         """Something happened."""
         self._advance(now_ns)
         kind = type(event)
-        if kind not in self._handlers:
+        handle = self._handlers.get(kind)
+        if handle is None:
             raise TypeError(f"no such event: {event!r}")
-        self._handlers[kind](event)
+        handle(event)
         if kind not in _FREE_NOTHING:
             self._dispatch()
-        self._reading = bool(self.members.reading)
 
     def on_timeout(self, *, now_ns: int) -> None:
         """A deadline may have passed."""
@@ -117,7 +108,6 @@ class ClusterMachine:
                 self._check_deadline(self.attempts[grant])
         self._fail_overdue()
         self._dispatch()
-        self._reading = bool(self.members.reading)
 
     def _fail_overdue(self) -> None:
         deadline_ns = self._settings.waiting_deadline_ns
@@ -139,8 +129,7 @@ class ClusterMachine:
 
     def drain(self) -> list[ev.Command]:
         """Commands since the last call, in order."""
-        commands = list(self._commands)
-        self._commands.clear()
+        commands, self._commands = self._commands, []
         return commands
 
     def is_prefilling(self, grant: int) -> bool:
@@ -329,9 +318,10 @@ class ClusterMachine:
             self.attempts.pop(attempt.grant, None)
 
     def _release(self, attempt: Attempt, node: Node) -> None:
-        if node.node in attempt.unreleased - attempt.releasing and self.members.is_current(node):
-            attempt.releasing.add(node.node)
-            self._commands.append(ev.Release(attempt.grant, node.node))
+        name = node.node
+        if name in attempt.unreleased and name not in attempt.releasing and self.members.is_current(node):
+            attempt.releasing.add(name)
+            self._commands.append(ev.Release(attempt.grant, name))
 
     # ends of attempts --------------------------------------------------------------------------------------------
 
@@ -434,6 +424,6 @@ class ClusterMachine:
                 self._let_go(attempt, node.node)
 
     def _advance(self, now_ns: int) -> None:
-        if self._reading:
+        if self.members.reading:  # since the last event
             self.any_read_ns += now_ns - self._now_ns
         self._now_ns = now_ns

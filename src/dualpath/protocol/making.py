@@ -88,9 +88,12 @@ class AttemptMaker:
             return Hit(0)
         hit = self._look_up(request.request)
         blocks = min(hit.blocks, (request.prompt_tokens - 1) // self._settings.block_tokens)
-        blocks = min([blocks, *(r.block for r in hit.retained if not self._is_there(r))])
+        retained = hit.retained
+        if retained:
+            blocks = min([blocks, *(r.block for r in retained if not self._is_there(r))])
+            retained = tuple(r for r in retained if r.block < blocks)
         kept = hit.kept if hit.kept and hit.kept.node in self._members.nodes else None
-        return Hit(blocks, tuple(r for r in hit.retained if r.block < blocks), kept)
+        return Hit(blocks, retained, kept)
 
     def _is_there(self, block: RetainedBlock) -> bool:
         """Whether the slot still has the block; the index is only a hint."""
@@ -111,7 +114,7 @@ class AttemptMaker:
         """The policy plans the blocks between the kept ones and the first retained one; stored ones after that go to
         the decode side.
         """
-        first_retained = min((r.block for r in hit.retained), default=hit.blocks)
+        first_retained = min([r.block for r in hit.retained], default=hit.blocks)
         block_tokens = self._settings.block_tokens
         choice = ReadChoice(
             BlockRange(min(hit.kept_blocks, first_retained), first_retained), prefill.load(), decode.load(),
@@ -134,8 +137,11 @@ def _kind(attempt: Attempt) -> str:
     if attempt.relay_node:
         return "relay"
     readers = {s.reader for s in attempt.plan.segments}
-    sides = {attempt.prefill_node.node: "prefill", attempt.decode_node.node: "decode"}
-    return "split" if len(readers) > 1 else next((sides[r] for r in readers), "nothing")
+    if not readers:
+        return "nothing"
+    if len(readers) > 1:
+        return "split"
+    return "decode" if attempt.decode_node.node in readers else "prefill"
 
 
 def _blocks_of(plan: ReadPlan, reader: NodeId) -> Runs:

@@ -127,28 +127,29 @@ class Cluster:
         ask = self.asks[request]
         return Hit(ask.hit_blocks, kept=self._retention.find(str(ask.agent)))
 
-    def _feed(self, *events: ev.Event) -> None:
-        """Give events to the machine, and those that its commands cause at once."""
-        self._events.extend(events)
+    def _feed(self, event: ev.Event) -> None:
+        """Give an event to the machine, and those that its commands cause at once."""
+        events = self._events
+        events.append(event)
         if self._feeding:
             return
         self._feeding = True
-        now_ns = self.kernel.now_ns
-        machine = self.machine
-        while self._events:
-            event = self._events.popleft()
-            machine.receive(event, now_ns=now_ns)
-            for command in machine.drain():
-                self._do[type(command)](self, command)
+        now_ns, machine = self.kernel.now_ns, self.machine
+        while events:
+            machine.receive(events.popleft(), now_ns=now_ns)
+            self._carry_out()
         self._feeding = False
+
+    def _carry_out(self) -> None:
+        for command in self.machine.drain():
+            self._do[type(command)](self, command)
 
     def _tick(self) -> None:
         """Deadlines of attempts."""
         due = self.machine.next_timeout_ns()
         if due is not None and due <= self.kernel.now_ns:
             self.machine.on_timeout(now_ns=self.kernel.now_ns)
-            for command in self.machine.drain():
-                self._do[type(command)](self, command)
+            self._carry_out()
         self.kernel.after(_TICK_NS, self._tick, priority=BACKGROUND)
 
     # commands --------------------------------------------------------------------------------------------------------

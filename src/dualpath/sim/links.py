@@ -77,7 +77,7 @@ class Link:
 
 
 class Flow:
-    """`size` bytes on their way over `links`.
+    """`size` bytes on their way over `links`, at no more than `pace` bytes/ns.
 
     What moves is its work: its bytes and those that its messages displace, on the link where that is most. A link's
     weight in `uses` is the part of the work that it carries: 1 or less (twice that for a link named twice).
@@ -96,6 +96,8 @@ class Flow:
         "messages",
         "next_bound",
         "next_rate",
+        "on",
+        "pace",
         "rate",
         "since_ns",
         "size",
@@ -105,11 +107,13 @@ class Flow:
     )
 
     def __init__(
-        self, links: tuple[Link, ...], size: float, messages: int, lane: Lane, done: Callable[..., Any], args: Any
-    ) -> None:
+        self, links: tuple[Link, ...], size: float, messages: int, pace: float, lane: Lane, done: Callable[..., Any],
+        args: Any,
+    ) -> None:  # fmt: skip
         self.links = links
         self.size = size
         self.messages = messages
+        self.pace = pace
         self.lane = lane
         self.done = done
         self.args = args
@@ -123,19 +127,25 @@ class Flow:
         self.since_ns = 0  # `left` is as of then
         self.due_ns = NEVER  # when it ends at this rate
         self.event_ns = NEVER  # when the kernel asks for it next
+        self.on = False  # it has begun and not ended
         self.uses: dict[Link, float] = {}  # finite links that it is on now
 
     def left_at(self, now_ns: int) -> float:
         """Work not done yet."""
         return self.left - self.rate * (now_ns - self.since_ns)
 
-    def weigh(self) -> None:
-        """Find its work and its weights, by its links' rates of now."""
-        size, messages = self.size, self.messages
-        self.work = work = size + messages * max([link.message_bytes for link in self.links], default=0.0)
+    def weigh(self) -> float:
+        """Find its work and its weights, by its links' rates of now; returns its rate if it were alone."""
+        size, messages, links, uses = self.size, self.messages, self.links, self.uses
+        self.work = work = size + messages * max([link.message_bytes for link in links], default=0.0)
+        rate = inf
         if not work:
-            return
-        uses = self.uses
-        for link in self.links:
+            return rate
+        for link in links:
             if link.rate < inf:
                 uses[link] = uses.get(link, 0.0) + (size + messages * link.message_bytes) / work
+        for link, weight in uses.items():
+            if link.rate < rate * weight:
+                rate = link.rate / weight
+        bytes_part = size / work
+        return self.pace / bytes_part if self.pace < rate * bytes_part else rate

@@ -35,18 +35,20 @@ class Network:
         *args: Any,
         lane: Lane = Lane.LOW,
         messages: int = 1,
+        most_bytes_per_s: float = inf,
     ) -> Flow:
         """Move `size` bytes over all of `links` at once (twice over a link named twice), then call done(*args).
 
-        Each message takes message_ns of every link besides. `done` is called by the kernel, never from in here.
+        Each message takes message_ns of every link besides. It goes no faster than at `most_bytes_per_s`, whatever the
+        links have. `done` is called by the kernel, never from in here.
         """
-        flow = Flow(links, size, messages, lane, done, args)
+        flow = Flow(links, size, messages, most_bytes_per_s / 1e9, lane, done, args)
         self._enter(flow, 1.0)
         return flow
 
     def cancel(self, flow: Flow) -> None:
         """Take a flow off: its `done` is not called; what it has moved stays counted. One that ended stays so."""
-        if flow.due_ns == NEVER and not flow.uses:
+        if not flow.on:
             return
         moved = self.moved_bytes(flow)
         self._leave(flow)
@@ -55,7 +57,7 @@ class Network:
 
     def moved_bytes(self, flow: Flow) -> float:
         """Bytes of a running flow that have arrived by now."""
-        if not flow.uses:
+        if not flow.on or flow.rate == inf:
             return flow.size
         return flow.size * min(1.0, max(0.0, 1 - flow.left_at(self._kernel.now_ns) / flow.work))
 
@@ -76,20 +78,16 @@ class Network:
     def _enter(self, flow: Flow, part: float) -> None:
         """Put a flow, of which `part` is left, on its links: at its full rate if that takes nothing from others."""
         now_ns, lane = self._kernel.now_ns, flow.lane
-        flow.weigh()
+        flow.cap = rate = flow.weigh()
         flow.left = flow.work * part
         flow.since_ns = now_ns
-        rate = inf
+        flow.on = True
+        crowded = []
         for link, weight in flow.uses.items():
             users = link.users
             if not users[0] and not users[1]:
                 link.busy_since_ns = now_ns
             users[lane][flow] = None
-            if link.rate < rate * weight:
-                rate = link.rate / weight
-        flow.cap = rate
-        crowded = []
-        for link, weight in flow.uses.items():
             used = rate * weight
             link.demand += used
             link.load += used
@@ -149,6 +147,7 @@ class Network:
                 if link.binds:
                     self._touch(link)
         flow.uses = {}
+        flow.on = False
         flow.rate = 0.0
         flow.due_ns = NEVER
 

@@ -54,8 +54,8 @@ class ReadQueue:
             raise ValueError("a storage queue needs a block size and a concurrency; latency and progress are 0 or more")
         self._kernel = kernel
         self._network = network
-        bound = concurrency * block_bytes / latency_ns * 1e9 if latency_ns else float("inf")
-        self._links = (*links, Link("concurrency", bound))
+        self._links = links
+        self._most_bytes_per_s = concurrency * block_bytes / latency_ns * 1e9 if latency_ns else float("inf")
         self._block_bytes = block_bytes
         self._latency_ns = latency_ns
         self._progress_blocks = progress_blocks
@@ -127,8 +127,9 @@ class ReadQueue:
         if read is self._serving:
             blocks = min(self._progress_blocks or read.left, read.left)
             read.flow = self._network.send(
-                self._links, blocks * self._block_bytes, self._moved, read, blocks, messages=blocks
-            )
+                self._links, blocks * self._block_bytes, self._moved, read, blocks,
+                messages=blocks, most_bytes_per_s=self._most_bytes_per_s,
+            )  # fmt: skip
 
     def _moved(self, read: _Read, blocks: int) -> None:
         self._bytes_moved += blocks * self._block_bytes

@@ -37,8 +37,7 @@ class Transfers:
                 tokens[links] = tokens.get(links, 0) + count
         pace_s = compute_ns * (self._layers - 1) / self._layers / 1e9
         for links, count in tokens.items():
-            pace = Link("pace", count * self._token_bytes / pace_s if pace_s else math.inf)
-            self._send((*links, pace), count, done, ())
+            self._send(links, count, done, (), count * self._token_bytes / pace_s if pace_s else math.inf)
         return 0 if self.free else len(tokens)
 
     def load(self, grant: Grant, done: Callable[..., None], *args: Any) -> int:
@@ -86,8 +85,13 @@ class Transfers:
         decode = grant.decode
         return self._send((decode.node.dram, decode.cnic.into), grant.ask.prompt_tokens, done, args)
 
-    def _send(self, links: tuple[Link, ...], tokens: int, done: Callable[..., None], args: tuple[Any, ...]) -> int:
+    def _send(
+        self, links: tuple[Link, ...], tokens: int, done: Callable[..., None], args: tuple[Any, ...],
+        most_bytes_per_s: float = math.inf,
+    ) -> int:  # fmt: skip
         if self.free:
             return 0
-        self._network.send(links, tokens * self._token_bytes, done, *args, messages=self._layers)
+        self._network.send(
+            links, tokens * self._token_bytes, done, *args, messages=self._layers, most_bytes_per_s=most_bytes_per_s
+        )
         return 1
