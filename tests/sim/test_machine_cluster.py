@@ -653,6 +653,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.replaces_code
 @pytest.mark.parametrize("bug", PLANTED)
 def test_the_simulation_finds_a_planted_bug(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*PLANTED[bug])
