@@ -5,13 +5,16 @@ from glob import glob
 
 from setuptools import setup
 
-# The code that decides and the simulator's innermost one. Modules that import each other in a circle stay as they are.
+# The code that decides, and the simulator's. sim/grant, prefill and decode know each other: mypyc crashes on circles.
 _COMPILED = [
     *(f"src/dualpath/core/{name}.py" for name in ("ids", "plan", "runs")),
     *sorted(glob("src/dualpath/policy/*.py")),
     *sorted(glob("src/dualpath/protocol/*.py")),
     *(f"src/dualpath/scheduler/{name}.py" for name in ("index", "keyset")),
-    *(f"src/dualpath/sim/{name}.py" for name in ("fair_share", "kernel", "links", "network", "read_queue")),
+    *(
+        f"src/dualpath/sim/{name}.py"
+        for name in ("agents", "cluster", "fair_share", "kernel", "links", "network", "node", "read_queue", "transfers")
+    ),
 ]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any
 
 from dualpath.core.ids import EngineId, NodeId, RequestId
 from dualpath.core.report import Role
@@ -55,6 +55,11 @@ class Cluster:
             waiting_deadline_ns=_FOREVER_NS, stage_deadline_ns=300_000_000_000,
         )  # fmt: skip
         self.machine = ClusterMachine(settings, self._look_up)
+        self._do: dict[type, Callable[[Any], None]] = {
+            ev.Assign: self._assign, ev.StartPull: self._start_pull, ev.StartFetch: self._start_fetch,
+            ev.StartPrefill: self._start_prefill, ev.StartDecode: self._start_decode,
+            ev.Release: self._release, ev.FinishRequest: self._finish_request, ev.FailRequest: self._fail_request,
+        }  # fmt: skip
         self._retention = Retention(shape.retain_blocks)
         self._events: deque[ev.Event] = deque()
         self._feeding = False
@@ -142,7 +147,7 @@ class Cluster:
 
     def _carry_out(self) -> None:
         for command in self.machine.drain():
-            self._do[type(command)](self, command)
+            self._do[type(command)](command)
 
     def _tick(self) -> None:
         """Deadlines of attempts."""
@@ -305,12 +310,6 @@ class Cluster:
 
     def _fail_request(self, command: ev.FailRequest) -> None:
         self._on_request_failed(self.asks.pop(command.request), command.message)
-
-    _do: ClassVar[dict[type[ev.Command], Callable[..., None]]] = {
-        ev.Assign: _assign, ev.StartPull: _start_pull, ev.StartFetch: _start_fetch,
-        ev.StartPrefill: _start_prefill, ev.StartDecode: _start_decode,
-        ev.Release: _release, ev.FinishRequest: _finish_request, ev.FailRequest: _fail_request,
-    }  # fmt: skip
 
     # faults ----------------------------------------------------------------------------------------------------------
 
