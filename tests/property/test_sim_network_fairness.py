@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from dualpath.sim.kernel import Kernel
 from dualpath.sim.network import Flow, Lane, Link, Network
 
+PACES = [inf, inf, 0.5, 2.0, 6.0]
+
 
 def oracle(rates: list[float], flows: list[tuple[int, ...]]) -> list[float]:
     """Max-min fair rates of flows over link indices: raise all rates together until a link is full, and again."""
@@ -44,12 +46,13 @@ def lanes_oracle(rates: list[float], flows: list[tuple[int, ...]], lanes: list[L
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> tuple[list[float], list[tuple[int, float, tuple[int, ...], Lane]]]:
-    """Rates of links in bytes/ns, and flows as (start, size, links, lane)."""
+def plans(draw: st.DrawFn) -> tuple[list[float], list[tuple[int, float, tuple[int, ...], Lane, float]]]:
+    """Rates of links in bytes/ns, and flows as (start, size, links, lane, most bytes/ns)."""
     rates = draw(st.lists(st.sampled_from([1.0, 2.0, 3.0, 7.5, 20.0]), min_size=1, max_size=6))
     routes = st.lists(st.integers(0, len(rates) - 1), min_size=1, max_size=3).map(tuple)
     lane = st.sampled_from(Lane) if draw(st.booleans()) else st.just(Lane.LOW)
-    flow = st.tuples(st.integers(0, 3000), st.integers(1, 5000).map(float), routes, lane)
+    most = st.sampled_from(PACES)
+    flow = st.tuples(st.integers(0, 3000), st.integers(1, 5000).map(float), routes, lane, most)
     return rates, draw(st.lists(flow, min_size=1, max_size=10))
 
 
@@ -58,7 +61,12 @@ def close(left: float, right: float) -> bool:
 
 
 def check(network: Network, links: list[Link], running: dict[Flow, tuple[tuple[int, ...], Lane]]) -> None:
-    expected = lanes_oracle([link.rate for link in links], *map(list, zip(*running.values(), strict=True)))
+    rates, routes, lanes = [link.rate for link in links], [], []
+    for flow, (route, lane) in running.items():  # a flow's own bound is a link that nobody else uses
+        routes.append((*route, len(rates)))
+        rates.append(flow.pace)
+        lanes.append(lane)
+    expected = lanes_oracle(rates, routes, lanes)
     for flow, rate in zip(running, expected, strict=True):
         assert close(flow.rate, rate), (flow.rate, rate)
 
@@ -66,7 +74,7 @@ def check(network: Network, links: list[Link], running: dict[Flow, tuple[tuple[i
 @given(plan=plans())
 @settings(max_examples=300, deadline=None)
 def test_rates_are_max_min_fair_at_all_times_and_bytes_are_conserved(
-    plan: tuple[list[float], list[tuple[int, float, tuple[int, ...], Lane]]],
+    plan: tuple[list[float], list[tuple[int, float, tuple[int, ...], Lane, float]]],
 ) -> None:
     rates, flows = plan
     kernel = Kernel(0)
@@ -75,8 +83,10 @@ def test_rates_are_max_min_fair_at_all_times_and_bytes_are_conserved(
     running: dict[Flow, tuple[tuple[int, ...], Lane]] = {}
     ended: list[float] = []
 
-    def start(size: float, route: tuple[int, ...], lane: Lane) -> None:
-        flow = network.send(tuple(links[index] for index in route), size, lambda: end(flow), lane=lane)
+    def start(size: float, route: tuple[int, ...], lane: Lane, most: float) -> None:
+        flow = network.send(
+            tuple(links[index] for index in route), size, lambda: end(flow), lane=lane, most_bytes_per_s=most * 1e9
+        )
         running[flow] = (route, lane)
         kernel.at(kernel.now_ns, look, priority=2**40)
 
@@ -89,12 +99,12 @@ def test_rates_are_max_min_fair_at_all_times_and_bytes_are_conserved(
         if running:
             check(network, links, running)
 
-    for start_ns, size, route, lane in flows:
-        kernel.at(start_ns, start, size, route, lane)
+    for start_ns, *flow in flows:
+        kernel.at(start_ns, start, *flow)
     kernel.run()
-    assert sorted(ended) == sorted(size for _, size, _, _ in flows)
+    assert sorted(ended) == sorted(size for _, size, *_ in flows)
     for index, link in enumerate(links):
-        assert link.bytes_moved == sum(size * route.count(index) for _, size, route, _ in flows)
+        assert link.bytes_moved == sum(size * route.count(index) for _, size, route, *_ in flows)
         assert link.load == 0 and link.binds == 0
 
 
@@ -112,7 +122,10 @@ def test_rates_stay_max_min_fair_in_a_larger_network_with_changes(seed: int) -> 
     def start() -> None:
         route = tuple(rng.sample(range(24), rng.randint(1, 3)))
         lane = rng.choice(lanes)
-        flow = network.send(tuple(links[i] for i in route), rng.uniform(1, 8e3), lambda: running.pop(flow), lane=lane)
+        flow = network.send(
+            tuple(links[i] for i in route), rng.uniform(1, 8e3), lambda: running.pop(flow), lane=lane,
+            most_bytes_per_s=rng.choice(PACES) * 1e9,
+        )  # fmt: skip
         running[flow] = (route, lane)
 
     def change() -> None:

@@ -80,6 +80,30 @@ def test_a_flow_goes_at_the_rate_of_its_slowest_link() -> None:
     assert fast.bytes_moved == 10_000
 
 
+def test_a_flow_goes_no_faster_than_it_may_and_leaves_the_rest_to_others() -> None:
+    ends, nic = Ends(), Link("nic", 3 * GB)
+    ends.send("paced", (nic,), 1000, most_bytes_per_s=GB)
+    ends.send("free", (nic,), 2000)
+    assert ends.run() == {"paced": 1000, "free": 1000}
+
+
+def test_its_own_bound_holds_on_infinitely_fast_links_too() -> None:
+    ends, link = Ends(), Link("free", float("inf"))
+    ends.send("whole", (link,), 1000, most_bytes_per_s=GB)
+    gone = ends.send("gone", (link,), 1000, most_bytes_per_s=GB)
+    ends.kernel.run(until_ns=300)
+    assert ends.network.moved_bytes(gone) == pytest.approx(300)
+    ends.network.cancel(gone)
+    assert ends.run() == {"whole": 1000}
+    assert link.bytes_moved == pytest.approx(1300)
+
+
+def test_messages_do_not_count_against_its_own_bound() -> None:
+    ends, nic = Ends(), Link("nic", 2 * GB, message_ns=100)
+    ends.send("a", (nic,), 1000, messages=2, most_bytes_per_s=GB / 2)  # the link alone: 700 ns
+    assert ends.run() == {"a": 2000}
+
+
 def test_a_link_named_twice_carries_everything_twice() -> None:
     ends, memory = Ends(), Link("dram", 2 * GB)
     ends.send("copy", (memory, Link("nic", 5 * GB), memory), 1000)
