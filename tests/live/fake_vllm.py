@@ -19,7 +19,7 @@ from dualpath.core import engine_wire, wire
 from dualpath.core.ids import EngineId
 from dualpath.core.model import ModelSpec
 from dualpath.core.request import Ready
-from dualpath.vllm.job import PARAMETER, Grid
+from dualpath.vllm.job import Grid
 from dualpath.vllm.link import AgentLink
 from dualpath.vllm.planner import Planner
 from dualpath.vllm.shard import KvShard
@@ -107,7 +107,7 @@ class FakeVllm(threading.Thread):
         job = self.planner._jobs[ready.grant]
         tokens = list(memoryview(job.start.tokens).cast("I"))
         count = 1 if isinstance(job.start, wire.StartPrefill) else job.start.max_tokens
-        params = {PARAMETER: {"grant": ready.grant}}
+        params = {engine_wire.GRANT_PARAMETER: {"grant": ready.grant}}
         with self.lock:
             self.requests.append(FakeRequest(f"{self.role}-{next(self.names)}", tokens, count, params))
         self.work.set()

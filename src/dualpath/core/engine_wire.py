@@ -16,6 +16,8 @@ from dualpath.core.wire import (
     StepFailed,
 )
 
+GRANT_PARAMETER = "dualpath"  # key of kv_transfer_params in a call of an engine: {"grant": ..., "sequences": ...}
+
 
 class EngineHello(Message, frozen=True):
     """An engine attaches to its node's agent."""

@@ -9,13 +9,13 @@ from typing import Any, cast
 import httpx
 import msgspec
 
+from dualpath.core.engine_wire import GRANT_PARAMETER
 from dualpath.core.errors import ServiceError
 from dualpath.core.report import Role
 from dualpath.core.request import Done, Ready, Submission, Tokens
 from dualpath.gateway.servers import JSON, Refusal, Servers
 from dualpath.scheduler.client import SchedulerClient
 
-PARAMETER = "dualpath"  # of kv_transfer_params, as the connector reads it
 log = logging.getLogger("dualpath.gateway")
 
 
@@ -101,5 +101,5 @@ class Attempts:
 
 def with_grant(body: Mapping[str, Any], grant: int, sequences: int) -> bytes:
     """`body` as JSON, bound to a grant."""
-    params = {PARAMETER: {"grant": grant, "sequences": sequences}}
+    params = {GRANT_PARAMETER: {"grant": grant, "sequences": sequences}}
     return msgspec.json.encode({**body, "kv_transfer_params": params})

@@ -9,8 +9,6 @@ from dualpath.core.keys import BlockKey, child_key, pack_tokens
 from dualpath.core.report import Role
 from dualpath.vllm.step import Pairs
 
-PARAMETER = "dualpath"  # of kv_transfer_params: {"grant": ..., "sequences": ...}
-
 
 @dataclass(eq=False)
 class Job:
@@ -104,13 +102,13 @@ def shifted(offset: int) -> Sequence[int]:
 
 def grant_of(request: Any) -> int | None:
     """The grant that a request names; None when it came without one."""
-    given = (request.kv_transfer_params or {}).get(PARAMETER)
+    given = (request.kv_transfer_params or {}).get(engine_wire.GRANT_PARAMETER)
     grant = given.get("grant") if isinstance(given, dict) else None
     return grant if isinstance(grant, int) else None
 
 
 def sequences_of(request: Any) -> int:
     """How many requests vLLM makes of the call that this one belongs to (its n)."""
-    given = (request.kv_transfer_params or {}).get(PARAMETER) or {}
+    given = (request.kv_transfer_params or {}).get(engine_wire.GRANT_PARAMETER) or {}
     count = given.get("sequences", 1)
     return count if isinstance(count, int) and count > 0 else 1
