@@ -24,6 +24,7 @@ from e2e.live_cluster import (
 Reference = Callable[[Path, Sequence[Ask]], list[list[int]]]
 SLOW = {"snic": "4MB/s"}  # a hit of some hundred tokens then takes about a second to read
 VERY_SLOW = {"snic": "1MB/s"}
+ROUNDS = 5  # an attempt names one bad block, and a write-back that is too late for its grace period is left out
 
 
 def block_files(store: Path) -> list[Path]:
@@ -52,9 +53,12 @@ def test_corrupt_and_missing_blocks_are_recomputed_and_stored_again(
         assert_equal_tokens(ask_all(running.url, asks), expected)
         report = wait_durable(running.url)
         assert report.recomputes.keys() & {"corrupt block", "missing block"}
-        assert_equal_tokens(ask_all(running.url, asks), expected)
-        wait_durable(running.url)
-        assert len(block_files(tmp_path)) == len(files)
+        for _ in range(ROUNDS):
+            assert_equal_tokens(ask_all(running.url, asks), expected)
+            wait_durable(running.url)
+            if len(block_files(tmp_path)) == len(files):
+                return
+        pytest.fail(f"{len(block_files(tmp_path))} of {len(files)} blocks are stored after {ROUNDS} more rounds")
 
 
 @pytest.mark.timeout(480)  # five restarts, each with the engines' imports
