@@ -97,8 +97,9 @@ def run_scenario(
 
 @contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Let Python look for unused circles hardly ever: requests leave none, and with 49,152 agents it takes a quarter
-    of the time to walk over what they have.
+    """Let Python look for unused circles hardly ever, as it walks over all that tens of thousands of agents have.
+
+    Requests leave none; compiled code leaves a few small ones for each.
     """
     usual = gc.get_threshold()
     gc.set_threshold(*_RARELY)
