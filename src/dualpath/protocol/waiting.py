@@ -66,20 +66,15 @@ class WaitingRoom:
 
     def next_ungrouped(self) -> Waiting | None:
         """The first in order of arrival that has no group."""
-        waiting, ungrouped = self._requests, self._ungrouped
-        while ungrouped:
-            request = ungrouped[0][1]
-            if request.group is None and waiting.get(request.request) is request:
+        while self._ungrouped:
+            request = self._ungrouped[0][1]
+            if request in self and request.group is None:
                 return request
-            heapq.heappop(ungrouped)
+            heapq.heappop(self._ungrouped)
         return None
 
     def oldest(self) -> Waiting | None:
         """Who has waited longest."""
-        waiting, ages = self._requests, self._ages
-        while ages:
-            request = ages[0][2]
-            if waiting.get(request.request) is request:
-                return request
-            heapq.heappop(ages)
-        return None
+        while self._ages and self._ages[0][2] not in self:
+            heapq.heappop(self._ages)
+        return self._ages[0][2] if self._ages else None
