@@ -24,7 +24,7 @@ from e2e.live_cluster import (
 Reference = Callable[[Path, Sequence[Ask]], list[list[int]]]
 SLOW = {"snic": "4MB/s"}  # a hit of some hundred tokens then takes about a second to read
 VERY_SLOW = {"snic": "1MB/s"}
-ROUNDS = 5  # a write-back takes a corrupt file for the block, and of an attempt's bad blocks only the first is named
+ROUNDS = 5  # a write-back may take a corrupt file for the block, which a late read of an ended attempt then deletes
 
 
 def block_files(store: Path) -> list[Path]:
