@@ -170,10 +170,26 @@ def test_a_failed_step_starts_a_new_attempt_under_a_new_grant(tmp_path: Path) ->
         p, d, gateway = await joined(c)
         await gateway.say(submit("a"))
         grant = (await d.next(wire.OpenDecode)).grant
-        await d.say(wire.StepFailed(grant, "corrupt block", (b"k" * 16,)))
+        await d.say(wire.StepFailed(grant, "corrupt block"))
         assert (await d.next(wire.Release)).grant == (await p.next(wire.Release)).grant == grant
         assert (await d.next(wire.OpenDecode)).grant != grant
         assert (await gateway.report()).recomputes == {"corrupt block": 1}
+
+    run(tmp_path, test)
+
+
+def test_nobody_is_sent_to_read_a_lost_block(tmp_path: Path) -> None:
+    keys = tuple(bytes([i]) * 16 for i in range(3))
+    request = Submission(RequestId("a"), b"\1\0\0\0" * 14, b"r" * 16, keys, 4, Sampling())
+
+    async def test(c: Cluster) -> None:
+        c.index.add_durable(keys)
+        p, d, gateway = await joined(c)
+        await d.say(wire.BlockLost(keys[1]))
+        await d.report()  # so it was heard
+        await gateway.say(wire.Submit(request, "ipc:///x"))
+        reads = [*(await p.next(wire.OpenPrefill)).reads, *(await d.next(wire.OpenDecode)).reads]
+        assert [read.key for read in reads] == [keys[0]]
 
     run(tmp_path, test)
 

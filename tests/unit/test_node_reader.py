@@ -63,8 +63,8 @@ class GatedStore(StoreWrapper):
 
 
 class Bench:
-    def __init__(self, store: GatedStore, arena: Arena, stats: NodeStats, queue: ReadQueue) -> None:
-        self.store, self.arena, self.stats, self.queue = store, arena, stats, queue
+    def __init__(self, store: GatedStore, arena: Arena, stats: NodeStats, queue: ReadQueue, lost: list[bytes]) -> None:
+        self.store, self.arena, self.stats, self.queue, self.lost = store, arena, stats, queue, lost
 
 
 @asynccontextmanager
@@ -72,9 +72,10 @@ async def bench(*, concurrency: int = 2, deadline_s: float = 5.0, blocks: int = 
     store, arena, stats = GatedStore(), Arena(LAYOUT, 32 * SIZE), NodeStats(NodeId("p0"), Role.PREFILL)
     for number in range(blocks):
         await store.inner.write(key(number), memoryview(content(number)))
-    queue = ReadQueue(store, arena, stats, concurrency=concurrency, deadline_s=deadline_s)
+    lost: list[bytes] = []
+    queue = ReadQueue(store, arena, stats, lost.append, concurrency=concurrency, deadline_s=deadline_s)
     try:
-        yield Bench(store, arena, stats, queue)
+        yield Bench(store, arena, stats, queue, lost)
         store.gate.set()
         await settled()
         assert stats.read_queue_blocks == 0, "a place in the queue was never given up"
@@ -189,6 +190,7 @@ def test_a_failure_reaches_all_waiters_and_the_next_read_is_a_fresh_one() -> Non
             outcomes = await asyncio.gather(*reads, return_exceptions=True)
             assert all(isinstance(o, BlockMissing) for o in outcomes)
             assert b.stats.read_errors == 1
+            assert b.lost == [key(99)]
             await b.store.inner.write(key(99), memoryview(content(9)))
             assert await b.queue.submit(1, 1, key(99)) == SIZE
 
@@ -201,15 +203,32 @@ def test_a_corrupt_block_is_deleted_before_anybody_hears_of_it() -> None:
             objects = b.store.inner.objects  # type: ignore[attr-defined]
             objects[key(0)] = objects[key(0)][:-1] + b"\0"
             read = b.queue.submit(1, 0, key(0))
-            read.add_done_callback(lambda _: seen.append(key(0) in objects))
-            seen: list[bool] = []
+            read.add_done_callback(lambda _: seen.append((key(0) in objects, list(b.lost))))
+            seen: list[tuple[bool, list[bytes]]] = []
             b.store.gate.set()
             with pytest.raises(BlockCorrupt):
                 await read
-            assert seen == [False]
+            assert seen == [(False, [key(0)])]
             await b.store.write(key(0), memoryview(content(5)))  # a recomputed one takes its place
             assert await b.queue.submit(1, 0, key(0)) == SIZE
             assert bytes(b.arena.slot(0)) == content(5)
+
+    run(test)
+
+
+def test_a_lost_block_is_named_although_nobody_waits_for_it_any_more() -> None:
+    async def test() -> None:
+        async with bench() as b:
+            objects = b.store.inner.objects  # type: ignore[attr-defined]
+            objects[key(0)] = objects[key(0)][:-1] + b"\0"
+            b.queue.submit(1, 0, key(0))
+            b.queue.submit(1, 1, key(99))
+            await settled()
+            b.queue.cancel(1)
+            b.store.gate.set()
+            await b.queue.drained(1)
+            assert key(0) not in objects
+            assert sorted(b.lost) == [key(0), key(99)]
 
     run(test)
 
@@ -221,6 +240,7 @@ def test_an_unexpected_failure_is_told_and_the_workers_live_on() -> None:
             b.store.gate.set()
             with pytest.raises(StoreUnavailable, match="a bug in a store"):
                 await b.queue.submit(1, 0, key(0))
+            assert not b.lost
             b.store.bug = None
             assert await b.queue.submit(1, 0, key(0)) == SIZE
 

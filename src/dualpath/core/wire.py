@@ -15,7 +15,7 @@ from dualpath.core.model import ModelSpec
 from dualpath.core.report import ClusterReport, EngineStats, NodeStats, Role
 from dualpath.core.request import Done, FinishReason, Ready, Sampling, Submission, Tokens
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_MESSAGE_BYTES = 64 << 20
 
 
@@ -159,11 +159,16 @@ class FetchFinished(Message, frozen=True):
 
 
 class StepFailed(Message, frozen=True):
-    """The attempt cannot go on. `bad_keys` are blocks that the store does not hold or holds corrupt."""
+    """The attempt cannot go on."""
 
     grant: int
     cause: str
-    bad_keys: tuple[bytes, ...] = ()
+
+
+class BlockLost(Message, frozen=True):
+    """A read found that the store does not hold this block, or held it corrupt: it is deleted."""
+
+    key: bytes
 
 
 class BlockHeld(Message, frozen=True):
@@ -340,8 +345,8 @@ class DecodeFinished(Message, frozen=True):
 
 ToScheduler = (
     GatewayHello | Submit | Cancel | GetReport | NodeHello | NodeReport | EngineJoined | EngineLost | ReadsAdvanced
-    | ReadsFinished | CopyFinished | FetchFinished | StepFailed | BlockHeld | BlockWritten | Released | PrefillStarted
-    | PrefillFinished | DecodeStarted | DecodeFinished
+    | ReadsFinished | CopyFinished | FetchFinished | StepFailed | BlockLost | BlockHeld | BlockWritten | Released
+    | PrefillStarted | PrefillFinished | DecodeStarted | DecodeFinished
 )  # fmt: skip
 ToGateway = Welcome | Refused | Report | Done
 EngineToGateway = Tokens | Ready

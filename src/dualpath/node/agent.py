@@ -14,7 +14,7 @@ from dualpath.core import engine_wire, wire
 from dualpath.core.config import Config
 from dualpath.core.errors import ProtocolError, TransferError
 from dualpath.core.ids import EngineId
-from dualpath.core.keys import KEY_BYTES
+from dualpath.core.keys import KEY_BYTES, BlockKey
 from dualpath.core.model import ModelSpec
 from dualpath.core.rate import RateMeter
 from dualpath.core.report import NodeStats, Role
@@ -59,7 +59,7 @@ class Agent:
         self.write_slots = max(1, int(self.arena.slots * config.storage.write_share))
         deadline_s = config.limits.read_deadline_s
         self.reader = ReadQueue(
-            store, self.arena, stats, concurrency=config.storage.read_concurrency, deadline_s=deadline_s
+            store, self.arena, stats, self._lost, concurrency=config.storage.read_concurrency, deadline_s=deadline_s
         )
         self.writer = WriteQueue(
             store, self.arena, stats, self._written, share=self.write_slots,
@@ -238,6 +238,9 @@ class Agent:
 
     def _written(self, item: wire.PersistItem, durable: bool) -> None:
         self._send(wire.BlockWritten(item.slot, item.key, durable))
+
+    def _lost(self, key: BlockKey) -> None:
+        self._send(wire.BlockLost(key))
 
     # engines -----------------------------------------------------------------------------------------------------
 

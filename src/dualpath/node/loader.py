@@ -40,19 +40,18 @@ class Loader:
         self._send = send
 
     async def load(self, grant: Grant, reads: list[wire.ReadItem], retained: list[wire.RetainedItem]) -> None:
-        """Bring in what the plan asks of this node, then say so; or name all that failed, so that one retry is enough.
+        """Bring in what the plan asks of this node, then say so; or fail, when all lost blocks are named.
 
         Late transfers under grants that had the slots before are waited for first.
         """
         await self._late_transfers(grant)
-        futures = {self._reader.submit(grant.grant, r.slot, r.key): r.key for r in reads}
+        futures = [self._reader.submit(grant.grant, r.slot, r.key) for r in reads]
         work = (self._fetch_retained(retained), *(self._advance(grant, read) for read in futures))
         errors = [e for e in await asyncio.gather(*work, return_exceptions=True) if e is not None]
         if not errors:
             self._send(wire.ReadsFinished(grant.grant, len(retained) * self._arena.layout.block_bytes))
         elif not grant.closing:
-            bad = [key for read, key in futures.items() if isinstance(read.exception(), (BlockMissing, BlockCorrupt))]
-            self.fail(grant, errors[0], tuple(bad))
+            self.fail(grant, errors[0])
 
     async def _late_transfers(self, grant: Grant) -> None:
         for earlier in grant.before:
@@ -97,7 +96,7 @@ class Loader:
     def _blocks(self, slots: Sequence[int]) -> list[Range]:
         return [self._arena.block_range(slot) for slot in slots]
 
-    def fail(self, grant: Grant, error: BaseException, bad_keys: tuple[bytes, ...] = ()) -> None:
+    def fail(self, grant: Grant, error: BaseException) -> None:
         """The attempt is over; said once. The cause is a few words that metrics can count by, the rest is logged."""
         if grant.failed:
             return
@@ -107,4 +106,4 @@ class Loader:
             log.error("grant %d failed unexpectedly", grant.grant, exc_info=error)
         else:
             log.warning("grant %d: %s", grant.grant, error)
-        self._send(wire.StepFailed(grant.grant, cause, bad_keys))
+        self._send(wire.StepFailed(grant.grant, cause))

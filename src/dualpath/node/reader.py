@@ -8,9 +8,10 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from dualpath.core.errors import BlockCorrupt, StoreError, StoreUnavailable
+from dualpath.core.errors import BlockCorrupt, BlockMissing, StoreError, StoreUnavailable
 from dualpath.core.keys import BlockKey
 from dualpath.core.report import NodeStats
 from dualpath.node.arena import Arena
@@ -35,12 +36,25 @@ class _Read:
 
 
 class ReadQueue:
-    """Reads blocks from `store` into slots of `arena`."""
+    """Reads blocks from `store` into slots of `arena`; `on_lost(key)` names each that is missing or was corrupt.
 
-    def __init__(self, store: Store, arena: Arena, stats: NodeStats, *, concurrency: int, deadline_s: float) -> None:
+    That is said whether or not anybody waits for the block any more: who believed in it shall know.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        arena: Arena,
+        stats: NodeStats,
+        on_lost: Callable[[BlockKey], None],
+        *,
+        concurrency: int,
+        deadline_s: float,
+    ) -> None:
         self._store = store
         self._arena = arena
         self._stats = stats
+        self._on_lost = on_lost
         self._deadline_s = deadline_s
         self._queue: deque[_Read] = deque()
         self._open: dict[BlockKey, _Read] = {}  # reads that further wants of the block may join
@@ -146,6 +160,8 @@ class ReadQueue:
                     await self._store.delete(read.key)
             except (StoreError, TimeoutError) as reason:
                 log.error("cannot delete corrupt block %s: %s", read.key.hex(), reason)
+        if isinstance(error, (BlockCorrupt, BlockMissing)):
+            self._on_lost(read.key)
         if not isinstance(error, StoreError):
             log.error("a read failed unexpectedly", exc_info=error)
             error = StoreUnavailable(f"unexpected failure: {error!r}")

@@ -258,11 +258,15 @@ class Scheduler:
     def _step_failed(self, message: wire.StepFailed) -> None:
         self._sender_node()
         log.warning("grant %d failed: %s", message.grant, message.cause)
-        self._index.forget(message.bad_keys)
         live = self._by_grant.get(message.grant)
         if live:
             live.timeline.recompute_causes.append(message.cause)
         self._feed(ev.StepFailed(message.grant, message.cause))
+
+    @_on.register
+    def _block_lost(self, message: wire.BlockLost) -> None:
+        self._sender_node()
+        self._index.forget([message.key])
 
     @_on.register
     def _block_held(self, message: wire.BlockHeld) -> None:
