@@ -88,7 +88,7 @@ def test_pieces_add_up() -> None:
 
 def test_layers_go_first_and_blocks_get_one_in_sixteen() -> None:
     async def test() -> None:
-        link = Link(100 * RATE)
+        link = Link(4 * RATE)  # slow, so that a held-up process does not run out of asked pieces of layers
         log: list[str] = []
         blocks = link.carry(10 * PIECE_BYTES, Lane.BLOCKS, _recorder(log, "blocks"))
         layers = [link.carry(16 * PIECE_BYTES, Lane.LAYERS, _recorder(log, "layers")) for _ in range(4)]
