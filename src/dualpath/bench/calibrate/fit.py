@@ -25,7 +25,7 @@ def fit_profile(config: Config, spec: ModelSpec, measured: Measured) -> Profile:
         raise ServiceError(f"only {len(turns)} turns to calibrate from; give at least {LEAST_TURNS}")
     base_ns, request_ns = _decode_step(turns)
     times = MeasuredTime(
-        attention=fit_attention_time([(t.cached_tokens, _new(t), _prefill_ns(t)) for t in turns]),
+        attention=fit_attention_time([(t.cached_tokens, _new(t), _computed_ns(t)) for t in turns]),
         prefill_base_ns=0.0, prefill_token_ns=0.0,  # both are in `attention` already
         decode_base_ns=base_ns, decode_request_ns=request_ns, decode_context_ns=0.0,
         layers=spec.layout.n_layers, window_tokens=config.scheduling.window_tokens,
@@ -47,8 +47,10 @@ def _new(turn: TurnRecord) -> int:
     return turn.prompt_tokens - turn.cached_tokens
 
 
-def _prefill_ns(turn: TurnRecord) -> int:
-    return turn.timeline.prefill_finished_ns - turn.timeline.prefill_started_ns
+def _computed_ns(turn: TurnRecord) -> int:
+    """Its prefill without the wait for layers, which the simulator finds for itself from the NICs' rates."""
+    timeline = turn.timeline
+    return timeline.prefill_finished_ns - timeline.prefill_started_ns - timeline.layer_wait_ns
 
 
 def _loaded_ns(turn: TurnRecord) -> int:
