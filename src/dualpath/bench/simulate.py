@@ -19,7 +19,7 @@ from dualpath.sim.scenario import Scenario, system_of
 from dualpath.sim.series import Series
 from dualpath.workload.lengths import SessionLengths
 
-STEADY = (0.2, 0.8)  # of the time in which agents arrive: where an online run has neither filled nor drained
+STEADY = (0.75, 1.0)  # of the time in which agents arrive: the system has filled, and an overload had time to show
 
 
 class Latency(msgspec.Struct, frozen=True):

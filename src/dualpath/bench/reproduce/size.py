@@ -34,9 +34,9 @@ def readings(quick: bool) -> tuple[Reading, ...]:
 
 
 class Arrivals(msgspec.Struct, frozen=True):
-    """How long agents arrive in an online run, and by what their rate is multiplied where their turns are few."""
+    """What stands for an hour of arrivals in an online run; by what their rate is multiplied where turns are few."""
 
-    seconds: float
+    hour_s: float
     factor: float
 
 
