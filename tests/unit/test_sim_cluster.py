@@ -8,6 +8,7 @@ from statistics import mean
 
 import pytest
 
+from dualpath.bench.simulate import simulate
 from dualpath.core.errors import ConfigError
 from dualpath.policy.batch import AttentionTime
 from dualpath.policy.prefill import PREFILL_POLICIES
@@ -208,6 +209,18 @@ def test_a_slow_storage_nic_is_read_around() -> None:
 def test_online_agents_start_over_time() -> None:
     outcome = run(agents=20, turns=2, aps=2.0)
     assert min(outcome.records.sent_s) < 5 < max(outcome.records.sent_s)
+
+
+def test_an_overload_shows_in_the_latency_of_an_online_run() -> None:
+    """A first turn reads 5.8 MB in the mean, so the storage NIC serves 1.73 agents a second."""
+
+    def ttft_s(aps: float) -> float:
+        found = simulate(scenario(agents=100, aps=aps), physics=physics()).ttft.mean_s
+        assert found is not None
+        return found
+
+    assert ttft_s(0.8) < 1
+    assert ttft_s(6.92) > 25, "the 75th agent asks after 11 s and is served after 43"
 
 
 def test_until_cuts_a_run_off() -> None:
