@@ -31,7 +31,10 @@ _QUICK_START = 1.0  # first turns are served sooner
 _PAPER_APS = {(V32.name, BASIC.name): 0.20, (V32.name, DUALPATH.name): 0.45}
 _PAPER_GAIN = {SMALL.name: 1.67, V32.name: 2.25}
 _PAPER_POINT = {"ttft_s": (0.4, 1.739), "tpot_s": (0.4, 0.039)}  # 660B, DualPath (section 6, scale)
-_LEVEL = f"Service level: mean TTFT <= {TTFT_S:g} s and mean TPOT <= {TPOT_S * 1e3:g} ms. {STEADY}"
+_LEVEL = (
+    f"Service level: mean TTFT <= {TTFT_S:g} s and mean TPOT <= {TPOT_S * 1e3:g} ms while agents arrive for "
+    f"{_HOURS:g} hours. {STEADY}"
+)
 
 
 def _good(outcome: Outcome) -> bool:
