@@ -12,8 +12,8 @@ QUICK_SNIC = "128Gbit/s"  # of 400: the first 10 turns' contexts are a third of 
 QUICK_WORDS = (
     f"At most {QUICK_AGENTS} agents play their first {QUICK_TURNS} turns only, whose contexts are a third of the "
     f"paper's; so storage NICs have {QUICK_SNIC}. First prompts are on storage. There are fewer points and readings; "
-    "large clusters are smaller; online agents arrive for a minute, at rates that ask for as many turns a second. What "
-    "is seen is the direction. For the paper's numbers run it without --quick."
+    "large clusters are smaller; online agents arrive for minutes instead of hours, at rates that ask for as many "
+    "turns a second. What is seen is the direction. For the paper's numbers run it without --quick."
 )
 _FULL_TURNS = 157  # of MaxLen 64K
 
